@@ -68,11 +68,11 @@ impl FromStr for Cidr {
             None => (text, None),
         };
         let written: IpAddr = address.parse().map_err(|_no_address| malformed())?;
+        let max = bits(written);
         let prefix = match prefix {
-            None => bits(written),
+            None => max,
             Some(digits) => parse_prefix(digits).ok_or_else(malformed)?,
         };
-        let max = bits(written);
         if prefix > max {
             let text = quoted();
             return Err(CidrError::Prefix { text, max });
@@ -130,12 +130,6 @@ impl Cidr {
         address.is_ipv4() == self.first.is_ipv4() && Self::new(address, self.prefix) == *self
     }
 
-    /// Whether the range has all addresses of IPv4 or of IPv6.
-    #[must_use]
-    pub fn is_everything(&self) -> bool {
-        self.prefix == 0
-    }
-
     /// The first and the last address, in an order in which no range is between two of its addresses.
     fn bounds(&self) -> (SortKey, SortKey) {
         let first = SortKey::new(self.first);
@@ -176,13 +170,11 @@ impl SortKey {
     }
 }
 
-/// Addresses, as a list of ranges. A look-up takes as long for ten thousand ranges as for fourteen addresses.
+/// Addresses, as a list of ranges. A look-up in ten thousand ranges compares the address with fourteen of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressList {
     /// First and last addresses: in order, and without overlaps.
     ranges: Vec<(SortKey, SortKey)>,
-    /// Whether a range as written has all addresses of IPv4 or of IPv6.
-    has_everything: bool,
 }
 
 impl AddressList {
@@ -204,21 +196,19 @@ impl AddressList {
     /// Whether one of its ranges is `0.0.0.0/0` or `::/0`.
     #[must_use]
     pub fn has_everything(&self) -> bool {
-        self.has_everything
+        let all = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+        let all = all.map(|first| Cidr::new(first, 0).bounds());
+        self.ranges.iter().any(|range| all.contains(range))
     }
 }
 
 impl FromIterator<Cidr> for AddressList {
     fn from_iter<I: IntoIterator<Item = Cidr>>(ranges: I) -> Self {
-        let ranges: Vec<_> = ranges.into_iter().collect();
-        let mut bounds: Vec<_> = ranges.iter().map(Cidr::bounds).collect();
-        bounds.sort_unstable_by_key(|(first, last)| (*first, Reverse(*last)));
+        let mut ranges: Vec<_> = ranges.into_iter().map(|range| range.bounds()).collect();
+        ranges.sort_unstable_by_key(|(first, last)| (*first, Reverse(*last)));
         // Of two ranges that overlap, one includes the other.
-        bounds.dedup_by(|next, kept| next.1 <= kept.1);
-        Self {
-            ranges: bounds,
-            has_everything: ranges.iter().any(Cidr::is_everything),
-        }
+        ranges.dedup_by(|next, kept| next.1 <= kept.1);
+        Self { ranges }
     }
 }
 

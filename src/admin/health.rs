@@ -105,14 +105,7 @@ pub(super) fn readyz(sources: &Sources, now: SystemTime, strict: bool) -> Health
 /// Passes always, because tokens work whatever is wrong with client certificates. `None` if no cluster uses them.
 fn client_certificates(sources: &Sources, now: SystemTime) -> Option<HealthCheck> {
     let report = sources.report.borrow();
-    if report
-        .material
-        .client_certificates
-        .iter()
-        .all(Option::is_none)
-    {
-        return None;
-    }
+    report.material.clients().next()?;
     let problems = report.material.client_problems(now);
     let mut check = HealthCheck::new("clientCertificates", None);
     check.warning = (!problems.is_empty()).then(|| problems.join("; "));
@@ -146,10 +139,10 @@ fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
 /// Passes if one endpoint is healthy: an outage of one cluster does not affect clients of the others. The warning then
 /// names the clusters without one.
 ///
-/// Passes with a warning if the apiservers of one cluster are all down. Every other instance sees the same, so a failure would
-/// leave the load balancer without any: clients would get its error instead of the 503 of the proxy, and would wait for it
-/// after the apiserver is back. An instance that reaches an apiserver and must not use it has a fault of its own, such as
-/// a wrong CA, and fails.
+/// Passes with a warning if the apiservers of one cluster are all down. Every other instance sees the same, so a
+/// failure would leave the load balancer without any: clients would get its error instead of the 503 of the proxy,
+/// and would wait for it after the apiserver is back. An instance that reaches an apiserver and must not use it has a
+/// fault of its own, such as a wrong CA, and fails.
 fn upstream(sources: &Sources, strict: bool) -> HealthCheck {
     let report = sources.report.borrow();
     let mut check = HealthCheck::new("upstream", None);

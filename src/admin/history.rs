@@ -16,8 +16,9 @@ use crate::{
     metrics::{BUCKETS, CLASSES, CodeClass, Handshake, quantile},
 };
 
-/// Readings of the counters: one for each [`INTERVAL`] of the last five minutes, and one with details for each quarter of
-/// the last minute. The number of configured clusters and endpoints and the bounded table of clients decide its size.
+/// Readings of the counters: one for each [`INTERVAL`] of the last five minutes, and one with details for each
+/// quarter of the last minute. The number of configured clusters and endpoints and the bounded table of clients
+/// decide its size.
 #[derive(Debug, Default)]
 pub(super) struct History(Mutex<Readings>);
 

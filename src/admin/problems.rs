@@ -112,9 +112,7 @@ fn expiry(report: &ReloadReport, now: SystemTime, found: &mut Vec<String>) {
 /// What stops client certificates now, and what will soon.
 fn client_certificates(report: &ReloadReport, now: SystemTime, found: &mut Vec<String>) {
     found.extend(report.material.client_problems(now));
-    let clusters = report.material.clusters.iter();
-    for ((cluster, _), clients) in clusters.zip(&report.material.client_certificates) {
-        let Some(clients) = clients else { continue };
+    for (cluster, clients) in report.material.clients() {
         let name = &cluster.name;
         let front_proxy = clients.front_proxy.summary();
         if let Some(when) = expires(front_proxy, now).filter(|_| front_proxy.not_after >= now) {

@@ -83,9 +83,7 @@ impl Sources {
                 to.number(&metrics::CA_NOT_AFTER, name, not_after);
             }
         }
-        let clusters = report.material.clusters.iter();
-        for ((cluster, _), clients) in clusters.zip(&report.material.client_certificates) {
-            let Some(clients) = clients else { continue };
+        for (cluster, clients) in report.material.clients() {
             let mut date = |family: &'static Family, at: Option<SystemTime>| {
                 let name = vec![("cluster", cluster.name.clone().into())];
                 if let Some(at) = at {

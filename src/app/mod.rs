@@ -97,10 +97,10 @@ impl App {
         let config = source()?;
         let now = SystemTime::now();
         let material = Material::load(&config, now)?;
-        let inherited_from = addresses_of(&inherited)?;
-        let (reloader, snapshot) = Reloader::new(config, material, &inherited_from, now)?;
+        let inherited_addresses = addresses_of(&inherited)?;
+        let (reloader, snapshot) = Reloader::new(config, material, &inherited_addresses, now)?;
         let config = reloader.config();
-        let (addresses, sockets) = open(config, &inherited)?;
+        let (addresses, sockets) = open(config, &inherited, inherited_addresses)?;
         let owner = if inherited.is_empty() {
             Owner::Proxy
         } else {
@@ -284,7 +284,11 @@ fn report_reload(changes: &ReloadChanges) {
 
 /// Opens the configured addresses, or shares the inherited sockets; returns the addresses and the sockets of
 /// each worker.
-fn open(config: &Config, inherited: &[TcpListener]) -> Result<Bound, AppError> {
+fn open(
+    config: &Config,
+    inherited: &[TcpListener],
+    inherited_addresses: Vec<SocketAddr>,
+) -> Result<Bound, AppError> {
     let workers = config.workers.get();
     let mut addresses = Vec::new();
     let mut of_workers: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
@@ -308,7 +312,7 @@ fn open(config: &Config, inherited: &[TcpListener]) -> Result<Bound, AppError> {
             add(address, listener::bind(address, workers, sharing))?;
         }
     }
-    for (socket, address) in inherited.iter().zip(addresses_of(inherited)?) {
+    for (socket, address) in inherited.iter().zip(inherited_addresses) {
         add(address, listener::share(socket, workers))?;
     }
     Ok((addresses, of_workers))

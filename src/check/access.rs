@@ -27,7 +27,8 @@ pub struct AccessQuestion {
 pub struct AccessQuestionError;
 
 impl AccessQuestion {
-    /// Reads `GET /api/v1/pods?watch=1`. `has_certificate` says whether the client has a certificate that the proxy verifies.
+    /// Reads `GET /api/v1/pods?watch=1`. `has_certificate` says whether the client has a certificate that the proxy
+    /// verifies.
     ///
     /// # Errors
     ///

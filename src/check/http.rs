@@ -290,7 +290,8 @@ impl BufferedResponse {
         }
     }
 
-    /// Whether this is the response that only the proxy gives, to an upgrade of [`UPGRADE_CHECK`](crate::proxy::UPGRADE_CHECK).
+    /// Whether this is the response that only the proxy gives, to an upgrade of
+    /// [`UPGRADE_CHECK`](crate::proxy::UPGRADE_CHECK).
     pub(super) fn is_refused_upgrade_check(&self) -> bool {
         self.json_text("reason").as_deref() == Some(UPGRADE_CHECK_REASON)
     }

@@ -132,8 +132,8 @@ pub(super) fn trust_anchors(
         .ok()
 }
 
-/// Records the files with which the users of client certificates are verified and named. `None` if the cluster has no such
-/// section, or one that cannot work.
+/// Records the files with which the users of client certificates are verified and named. `None` if the cluster has no
+/// such section, or one that cannot work.
 pub(super) fn client_certificates(
     cluster: &ClusterConfig,
     sources: &[PathBuf],
@@ -268,8 +268,8 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
     let (passed, clusters): (Vec<_>, Vec<_>) =
         clusters.iter().partition(|cluster| cluster.passthrough);
     if !passed.is_empty() {
-        let hosts: Vec<_> = passed.iter().flat_map(|cluster| &cluster.hosts).collect();
-        let hosts: Vec<_> = hosts.iter().map(|host| host.as_str()).collect();
+        let hosts = passed.iter().flat_map(|cluster| &cluster.hosts);
+        let hosts: Vec<_> = hosts.map(String::as_str).collect();
         let text = format!(
             "clients reach the apiserver itself under {}",
             hosts.join(", ")

@@ -72,6 +72,16 @@ pub struct Through {
     pub server_name: rustls_pki_types::ServerName<'static>,
 }
 
+impl Through {
+    /// Host and port to connect to, and the flag that names them, for messages.
+    fn server(&self) -> (String, u16, &'static str) {
+        match &self.connect_to {
+            Some((host, port)) => (host.clone(), *port, "--connect-to"),
+            None => (self.host.clone(), self.port, "the URL of --through"),
+        }
+    }
+}
+
 /// How long a watch must stay open: longer than the 15 s after which Envoy closes one by default.
 pub const WATCH_DURATION: Duration = Duration::from_secs(20);
 /// Time limit for one response.

@@ -81,10 +81,7 @@ impl CheckTarget {
             Some((file, anchors)) => (anchors.roots(), format!("the CA in {file}")),
             None => (public_roots(), "a public CA".to_owned()),
         };
-        let (host, port) = match &through.connect_to {
-            Some((host, port)) => (host.clone(), *port),
-            None => (through.host.clone(), through.port),
-        };
+        let (host, port, place) = through.server();
         Ok(Self {
             role: TargetRole::Proxy,
             host,
@@ -94,26 +91,19 @@ impl CheckTarget {
             prefix: through.prefix.clone(),
             authority: authority(&through.host, through.port),
             trusted,
-            url: match &through.connect_to {
-                Some(_) => "--connect-to",
-                None => "the URL of --through",
-            }
-            .to_owned(),
+            url: place.to_owned(),
             timeouts: Timeouts::default(),
         })
     }
 
     /// The apiserver of a passthrough cluster, which `host` of the cluster leads to through the proxy at `through`.
     pub(super) fn passed(self, through: &Through) -> Self {
-        let (host, port) = match &through.connect_to {
-            Some((host, port)) => (host.clone(), *port),
-            None => (through.host.clone(), through.port),
-        };
+        let (host, port, place) = through.server();
         Self {
             host,
             port,
             addresses: Vec::new(),
-            url: "the URL of --through".to_owned(),
+            url: place.to_owned(),
             ..self
         }
     }

@@ -39,8 +39,8 @@ struct ReviewStatus {
     user_info: UserInfo,
 }
 
-/// Asks the apiserver directly with the certificate of the user and, if the cluster uses client certificates, as the proxy
-/// asks. Returns what the apiserver finds in the certificate.
+/// Asks the apiserver directly with the certificate of the user and, if the cluster uses client certificates, as the
+/// proxy asks. Returns what the apiserver finds in the certificate.
 pub(super) async fn direct(
     plan: &Plan,
     target: &CheckTarget,

@@ -111,8 +111,8 @@ impl Signals {
 }
 
 /// Acts on signals: SIGHUP reloads. SIGTERM drains. SIGINT drains without the delay, because a person waits. A second
-/// SIGTERM or SIGINT closes everything at once. SIGUSR1 switches debugging on and off. SIGUSR2 is ignored: other servers
-/// upgrade themselves then, and the default would end the process.
+/// SIGTERM or SIGINT closes everything at once. SIGUSR1 switches debugging on and off. SIGUSR2 is ignored: other
+/// servers upgrade themselves then, and the default would end the process.
 async fn handle_signals(
     mut signals: Signals,
     filter: LiveFilter,
@@ -200,8 +200,8 @@ impl FileState {
         }
     }
 
-    /// Logs that the reload changed nothing. The reload itself logs each failure and change once only, so the sender of a
-    /// second SIGHUP would otherwise see no reply.
+    /// Logs that the reload changed nothing. The reload itself logs each failure and change once only, so the sender
+    /// of a second SIGHUP would otherwise see no reply.
     fn log_if_same(self, now: Self) {
         match (self.failure, now.failure) {
             (Some(before), Some(now)) if before == now => {
@@ -227,12 +227,9 @@ fn report_start(app: &App) {
         .iter()
         .map(|(cluster, trust)| (cluster, trust))
         .collect();
-    let certificates = material.client_certificates.iter();
     let front_proxies: Vec<_> = material
-        .clusters
-        .iter()
-        .zip(certificates)
-        .filter_map(|((cluster, _), clients)| Some((cluster, &clients.as_ref()?.front_proxy)))
+        .clients()
+        .map(|(cluster, clients)| (cluster, &clients.front_proxy))
         .collect();
     let block = StartBlock {
         listening: app.addresses(),

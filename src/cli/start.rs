@@ -66,8 +66,8 @@ impl StartBlock<'_> {
             .collect()
     }
 
-    /// Name, URL and expected certificate name of each cluster, and its configured hosts. Clients of a passthrough cluster
-    /// decide which name they expect.
+    /// Name, URL and expected certificate name of each cluster, and its configured hosts. Clients of a passthrough
+    /// cluster decide which name they expect.
     #[must_use]
     pub fn upstreams(&self) -> Vec<String> {
         self.clusters

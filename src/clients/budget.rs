@@ -200,8 +200,8 @@ pub(crate) fn has_credential(request: &Parts) -> bool {
 }
 
 /// The header fields with the tokens that the apiserver verifies before it serves the request. It ignores every other
-/// credential: user name and password, a second `Authorization`, and a subprotocol of a request that is no upgrade. A request
-/// with one of these is anonymous, and a response to it accepts nothing.
+/// credential: user name and password, a second `Authorization`, and a subprotocol of a request that is no upgrade. A
+/// request with one of these is anonymous, and a response to it accepts nothing.
 fn credentials(request: &Parts) -> impl Iterator<Item = &HeaderValue> {
     let is_bearer = |value: &&HeaderValue| {
         let mut words = value.as_bytes().split(|byte| *byte == b' ');
@@ -233,8 +233,8 @@ impl BudgetCheck {
         Self::Unchecked { has_credential }
     }
 
-    /// Whether this status code proves that the apiserver has accepted the credential. The apiserver and proxies before it
-    /// send most others before they check it: `?timeout=x` gets a 400 whatever the token is.
+    /// Whether this status code proves that the apiserver has accepted the credential. The apiserver and proxies
+    /// before it send most others before they check it: `?timeout=x` gets a 400 whatever the token is.
     pub(super) fn is_accepted(self, status: StatusCode) -> bool {
         self.has_credential() && is_accepted(status)
     }
@@ -704,8 +704,8 @@ mod tests {
         assert_eq!(accepted, 8);
     }
 
-    /// Otherwise any client could have its connection and its guesses treated as those of a user, with a credential that the
-    /// apiserver ignores and a path that is open to all.
+    /// Otherwise any client could have its connection and its guesses treated as those of a user, with a credential
+    /// that the apiserver ignores and a path that is open to all.
     #[test]
     fn credential_that_the_apiserver_ignores_is_none() {
         let has_credential = |lines: &str| {

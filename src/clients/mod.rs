@@ -5,7 +5,8 @@
 //! A load balancer that names its clients in PROXY headers is no client: until the header has arrived, its connections
 //! are unnamed. An HTTP proxy in front is the client of its connections, but not of its requests.
 //! All state is shared by the workers. It is locked when a connection begins or ends. A request locks it only if the
-//! apiserver has refused a credential of the same client before, or if `limits.requestsPerClient` is set.
+//! apiserver has refused a credential of the same client before, if `limits.requestsPerClient` is set, or if a trusted
+//! HTTP proxy names the client of the request.
 
 mod budget;
 mod place;

@@ -149,8 +149,8 @@ impl Place {
     }
 
     /// Decides whether the budgets of the client let a request pass. `other` is the client if it is not that of the
-    /// connection. `certificate` is the fingerprint of the client certificate that the request goes to the apiserver with;
-    /// its other credentials do not count then.
+    /// connection. `certificate` is the fingerprint of the client certificate that the request goes to the apiserver
+    /// with; its other credentials do not count then.
     ///
     /// # Errors
     ///

@@ -259,8 +259,8 @@ impl ClientTable {
         Arc::ptr_eq(&state.client, &self.unnamed)
     }
 
-    /// A client that may have no connection, because a proxy in front sends its requests. It is remembered like a client
-    /// that has left.
+    /// A client that may have no connection, because a proxy in front sends its requests. It is remembered like a
+    /// client that has left.
     pub(super) fn client(&self, address: IpAddr) -> Arc<Client> {
         let prefix = ClientPrefix::new(address);
         let mut occupancy = self.lock();
@@ -373,8 +373,8 @@ impl Occupancy {
         self.forget_absent(Instant::now(), Some(prefix));
     }
 
-    /// Removes clients without connections: the one that left last if its budgets are not in use, and of those that left
-    /// first, one that is not in use or one too many.
+    /// Removes clients without connections: the one that left last if its budgets are not in use, and of those that
+    /// left first, one that is not in use or one too many.
     fn forget_absent(&mut self, now: Instant, leaving: Option<ClientPrefix>) {
         let is_in_use = |prefix| {
             let places: Option<&ClientPlaces> = self.clients.get(prefix);
@@ -426,9 +426,9 @@ impl Occupancy {
         self.closing += closed.count();
     }
 
-    /// Asks connections of the largest client to end if places are scarce: up to `idle` idle ones, and one more if fewer are
-    /// ending than are `waiting`. `newcomer` is the client of a new connection, with its number of connections.
-    /// Returns whether that client is the largest.
+    /// Asks connections of the largest client to end if places are scarce: up to `idle` idle ones, and one more if
+    /// fewer are ending than are `waiting`. `newcomer` is the client of a new connection, with its number of
+    /// connections. Returns whether that client is the largest.
     fn make_room(
         &mut self,
         max: usize,
@@ -806,7 +806,8 @@ mod tests {
         assert_eq!(table.permits.available_permits(), 100);
     }
 
-    /// One client behind the load balancer has all places. The next connection of the load balancer may be of another one.
+    /// One client behind the load balancer has all places. The next connection of the load balancer may be of another
+    /// one.
     #[tokio::test(start_paused = true)]
     async fn unnamed_connection_needs_no_place_to_name_its_client() {
         let table = table(MIN_WAITING);

@@ -139,8 +139,8 @@ fn cluster_of_entry(
     Ok(cluster)
 }
 
-/// A warning for each cluster with access rules whose apiserver clients also reach through a passthrough host, where no rule
-/// applies.
+/// A warning for each cluster with access rules whose apiserver clients also reach through a passthrough host, where
+/// no rule applies.
 pub(super) fn passed_by(clusters: &[ClusterConfig]) -> Vec<String> {
     let ruled = clusters.iter().filter(|cluster| !cluster.access.is_empty());
     let pairs = ruled.flat_map(|ruled| {
@@ -371,7 +371,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     Ok(Some(url.into_cluster(name, trust, place)))
 }
 
-const SAME_CERTIFICATE: &str = "has one file as `ca` and as `frontProxy.certificate`; `ca` is the CA that issues the certificates of users";
+const SAME_CERTIFICATE: &str = "has one file as `ca` and as `frontProxy.certificate`; give the CA that issues the certificates of users as `ca`";
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";
 const CONTEXT_ALONE: &str =
     "has a `context` without a `kubeconfig`; add `kubeconfig`, or remove `context`";

@@ -1,8 +1,8 @@
 //! The line of the configuration file that an error is about, with a mark below its column.
 //!
-//! The line may hold more than the message repeats, so it is shown only if [`quote::may_hold_secret`] finds nothing in
-//! it, and no pasted key in the whole file: the lines of a key in PEM say little when each is alone. A kubeconfig is never shown,
-//! because it is made of secrets. Proof: tests/it `binary::secrets`.
+//! The line may hold more than the message repeats, so it is shown only if [`quote::may_hold_secret`] finds nothing
+//! in it, and no pasted key in the whole file: the lines of a key in PEM say little when each is alone. A kubeconfig
+//! is never shown, because it is made of secrets. Proof: tests/it `binary::secrets`.
 
 use std::fmt::{self, Display, Formatter};
 
@@ -21,7 +21,8 @@ pub struct Excerpt {
 impl Excerpt {
     /// The line of `text` at this position. `None` if it must not be shown, or if there is no such place.
     pub(super) fn new(text: &str, at: Position) -> Option<Self> {
-        // Finds a carriage return, too: YAML takes it alone for the end of a line, so the parser would count other lines.
+        // Finds a carriage return, too: YAML takes it alone for the end of a line, so the parser would count other
+        // lines.
         if text.lines().any(quote::holds_pasted) {
             return None;
         }

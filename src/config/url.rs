@@ -1,7 +1,7 @@
 //! Parses the URL of an apiserver: `https://HOST[:PORT][/PREFIX]` and nothing else.
 //!
-//! An error about a URL with an `@` does not repeat it, because it may contain a password. A password may have a `/`, `?`
-//! or `#`, so any `@` counts. A path prefix with an `@` is written with `%40`.
+//! An error about a URL with an `@` does not repeat it, because it may contain a password. A password may have a `/`,
+//! `?` or `#`, so any `@` counts. A path prefix with an `@` is written with `%40`.
 
 use std::{
     net::{IpAddr, Ipv6Addr},

@@ -76,8 +76,8 @@ async fn close_returns_connections_not_yet_accepted() {
     assert!(peers.eq(waiting.iter().map(|client| client.local_addr().unwrap())));
 }
 
-/// A connection that waits for a place must not hold up the end of the socket, nor be lost with it. Otherwise only a few
-/// of one client may wait.
+/// A connection that waits for a place must not hold up the end of the socket, nor be lost with it. Otherwise only a
+/// few of one client may wait.
 #[tokio::test]
 async fn connections_at_the_limit_are_served_after_the_drain() {
     let socket = bound("127.0.0.1:0");

@@ -269,8 +269,8 @@ impl Drop for OpenStream {
     }
 }
 
-/// An open downstream connection: holds its place among all connections, and counts in the gauge. A tunnel keeps both until
-/// the tunnel ends.
+/// An open downstream connection: holds its place among all connections, and counts in the gauge. A tunnel keeps both
+/// until the tunnel ends.
 #[derive(Debug)]
 pub struct Connected {
     counters: Arc<Counters>,
@@ -400,8 +400,8 @@ struct DialledBy {
 }
 
 impl ConnectionStats {
-    /// Counts the first lease, of a connection that was just dialled. `time_to_headers` is the histogram of its endpoint
-    /// and its worker.
+    /// Counts the first lease, of a connection that was just dialled. `time_to_headers` is the histogram of its
+    /// endpoint and its worker.
     pub fn on_dial(
         &self,
         counters: &Arc<Counters>,
@@ -519,8 +519,8 @@ impl Metrics {
         self.workers.iter().map(|worker| &**worker.activity())
     }
 
-    /// Adds everything that workers have counted. `increase()` does not see the first event of a series
-    /// that begins at 1, so each series of a closed set begins at 0, and those of `clusters` too, each with the number of its
+    /// Adds everything that workers have counted. `increase()` does not see the first event of a series that begins
+    /// at 1, so each series of a closed set begins at 0, and those of `clusters` too, each with the number of its
     /// access rules.
     pub fn expose<'a>(
         &self,

@@ -4,25 +4,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Exposition, Family, Label, values::MetricValue};
 
-/// The number of denied requests per rule. The configuration bounds the rules of a cluster, and a client cannot choose the
-/// number of a rule.
+/// The number of denied requests per rule. The configuration bounds the rules of a cluster, and a client cannot
+/// choose the number of a rule.
 #[derive(Debug, Default)]
 pub struct Denials(Mutex<Vec<u64>>);
 
 impl Denials {
     /// Begins the series of this number of rules at 0, so that their first denial is an increase.
     pub(super) fn begin(&self, rules: usize) {
-        let mut counts = self.counts();
-        if rules > 0 && counts.len() <= rules {
-            counts.resize(rules + 1, 0);
-        }
+        drop(self.counts_of(rules));
     }
 
     /// Counts a request that this rule has denied, or that none has allowed. The first rule is 1.
     pub fn count(&self, rule: Option<u16>) {
         let place = usize::from(rule.unwrap_or(NO_RULE));
-        self.begin(place.max(1));
-        if let Some(count) = self.counts().get_mut(place) {
+        if let Some(count) = self.counts_of(place.max(1)).get_mut(place) {
             *count += 1;
         }
     }
@@ -33,6 +29,15 @@ impl Denials {
         self.counts().iter().sum()
     }
 
+    /// The counts, among them those of this number of rules.
+    fn counts_of(&self, rules: usize) -> MutexGuard<'_, Vec<u64>> {
+        let mut counts = self.counts();
+        if rules > 0 && counts.len() <= rules {
+            counts.resize(rules + 1, 0);
+        }
+        counts
+    }
+
     fn counts(&self) -> MutexGuard<'_, Vec<u64>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -41,8 +46,8 @@ impl Denials {
 impl MetricValue for Denials {
     fn merge(&self, other: &Self) {
         let more = other.counts();
-        self.begin(more.len().saturating_sub(1));
-        for (count, more) in self.counts().iter_mut().zip(&*more) {
+        let mut counts = self.counts_of(more.len().saturating_sub(1));
+        for (count, more) in counts.iter_mut().zip(&*more) {
             *count += more;
         }
     }

@@ -1,7 +1,7 @@
 //! What a reload has changed, for the log.
 
 use crate::{
-    config::{ClusterConfig, Config},
+    config::{ClusterConfig, Config, PeerPolicy},
     pki::{Identity, UtcDate},
     quote,
 };
@@ -46,16 +46,9 @@ impl ReloadChanges {
         let has_log_changed = config.log.filter != old_config.log.filter
             || config.log.access != old_config.log.access
             || config.log.user != old_config.log.user;
-        let peers = |config: &Config| -> Vec<_> {
-            config
-                .listen
-                .iter()
-                .map(|entry| entry.peers.clone())
-                .collect()
-        };
         let settings = [
             ("log", has_log_changed),
-            ("listen", peers(config) != peers(old_config)),
+            ("listen", lists(config).ne(lists(old_config))),
             (
                 "trustedProxies",
                 config.trusted_proxies != old_config.trusted_proxies,
@@ -68,6 +61,10 @@ impl ReloadChanges {
             settings: changed.map(|(key, _)| key).collect(),
         }
     }
+}
+
+fn lists(config: &Config) -> impl Iterator<Item = &PeerPolicy> {
+    config.listen.iter().map(|entry| &entry.peers)
 }
 
 fn clusters(old: &Material, new: &Material) -> Vec<String> {
@@ -105,8 +102,8 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
     changes
 }
 
-/// Whether both have the same settings but for the access rules. The CA is compared by its certificates, and the place of
-/// the URL is only for messages.
+/// Whether both have the same settings but for the access rules. The CA is compared by its certificates, and the
+/// place of the URL is only for messages.
 fn is_same(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     *old == ClusterConfig {
         trust: old.trust.clone(),

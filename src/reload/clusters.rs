@@ -56,8 +56,8 @@ pub(super) fn build_clusters(
     Ok(clusters)
 }
 
-/// The front proxy of each cluster that uses client certificates. One whose cluster and certificate have not changed since
-/// `old` is taken from there, with its leases.
+/// The front proxy of each cluster that uses client certificates. One whose cluster and certificate have not changed
+/// since `old` is taken from there, with its leases.
 pub(super) fn build_front_proxies(
     material: &Material,
     clusters: &[Arc<Cluster>],
@@ -121,8 +121,8 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name, CA, access rules, client certificates and the place of
-/// the URL.
+/// Whether two clusters differ at most in public hosts, expected name, CA, access rules, client certificates and the
+/// place of the URL.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     let new = ClusterConfig {
         hosts: old.hosts.clone(),

@@ -19,7 +19,7 @@ pub struct Material {
     /// Each cluster and its trust anchors.
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
-    pub client_certificates: Vec<Option<ClientMaterial>>,
+    pub(super) client_certificates: Vec<Option<ClientMaterial>>,
 }
 
 /// What one cluster needs for client certificates.
@@ -126,8 +126,8 @@ impl Material {
             .clusters
             .iter()
             .flat_map(|(_, trust)| trust.summaries());
-        let clients = self.client_certificates.iter().flatten();
-        let clients = clients.flat_map(|clients| clients.ca.anchors().summaries());
+        let clients = self.clients();
+        let clients = clients.flat_map(|(_, clients)| clients.ca.anchors().summaries());
         let all = leaves.chain(anchors.chain(clients).map(|ca| ca.not_after));
         all.filter(|not_after| *not_after >= now).min()
     }
@@ -151,10 +151,7 @@ impl Material {
 
     /// Problems of each cluster with client certificates.
     fn client_warnings(&self, now: SystemTime) -> Vec<String> {
-        let clusters = self.clusters.iter().zip(&self.client_certificates);
-        let each =
-            clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)));
-        let sentences = each.flat_map(|(cluster, clients)| {
+        let sentences = self.clients().flat_map(|(cluster, clients)| {
             let name = &cluster.name;
             let sentences = clients.warnings(now).into_iter();
             sentences.map(move |sentence| format!("client certificates of {name}: {sentence}"))
@@ -165,10 +162,7 @@ impl Material {
     /// What stops the client certificates of a cluster, as sentences that begin with its name.
     #[must_use]
     pub fn client_problems(&self, now: SystemTime) -> Vec<String> {
-        let clusters = self.clusters.iter().zip(&self.client_certificates);
-        let each =
-            clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)));
-        let problems = each.flat_map(|(cluster, clients)| {
+        let problems = self.clients().flat_map(|(cluster, clients)| {
             let expired = clients.front_proxy.summary().not_after < now;
             let front_proxy = expired.then(|| clients.front_proxy.warning(now)).flatten();
             let lists = clients.ca.revoked().and_then(|lists| lists.problem(now));
@@ -176,6 +170,12 @@ impl Material {
             problems.map(|problem| format!("{}: {problem}", cluster.name))
         });
         problems.collect()
+    }
+
+    /// Each cluster that uses client certificates, and what it needs for them.
+    pub fn clients(&self) -> impl Iterator<Item = (&ClusterConfig, &ClientMaterial)> {
+        let clusters = self.clusters.iter().zip(&self.client_certificates);
+        clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)))
     }
 
     /// Whether both use the same client certificates.

@@ -106,7 +106,7 @@ impl Reloader {
     ///
     /// # Errors
     ///
-    /// When TLS cannot be set up.
+    /// When TLS cannot be set up, or an inherited socket has no entry in the configuration.
     pub fn new(
         config: Config,
         material: Material,
@@ -118,16 +118,6 @@ impl Reloader {
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
         let front_proxies = build_front_proxies(&material, &clusters, None);
-        let replaced = CancellationToken::new();
-        let snapshot = snapshot(
-            &material,
-            &clusters,
-            &front_proxies,
-            &tickets,
-            &replaced,
-            &config,
-            &listen,
-        );
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -143,7 +133,7 @@ impl Reloader {
             tickets,
             labels,
             front_proxies,
-            replaced,
+            replaced: CancellationToken::new(),
             retired: Vec::new(),
             started: config.clone(),
             listen,
@@ -155,6 +145,7 @@ impl Reloader {
             report,
             changes: ReloadChanges::default(),
         };
+        let snapshot = reloader.snapshot();
         Ok((reloader, snapshot))
     }
 
@@ -290,20 +281,8 @@ impl Reloader {
             self.changes = changes;
         }
         self.compare_with_start(&config);
-        let known = &self.config.warnings;
-        for warning in config
-            .warnings
-            .iter()
-            .filter(|warning| !known.contains(warning))
-        {
-            warn!(warning, "configuration warning");
-        }
-        for (number, socket) in self.listen.iter_mut().enumerate() {
-            // A socket whose entry is gone keeps its lists until the restart.
-            if let Some(peers) = peers_of(&config.listen, number, socket.address) {
-                socket.peers = peers.clone();
-            }
-        }
+        self.log_new_warnings(&config);
+        self.replace_lists(&config.listen);
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
         self.valid_until = material.next_expiry(now);
@@ -315,22 +294,32 @@ impl Reloader {
         }
         let replaced = mem::replace(&mut self.replaced, CancellationToken::new());
         self.retired.push(replaced);
-        Ok(Some(snapshot(
-            &self.report.material,
-            &self.report.clusters,
-            &self.front_proxies,
-            &self.tickets,
-            &self.replaced,
-            &self.config,
-            &self.listen,
-        )))
+        Ok(Some(self.snapshot()))
+    }
+
+    /// Logs the warnings that the configuration before `config` did not have.
+    fn log_new_warnings(&self, config: &Config) {
+        let known = &self.config.warnings;
+        let warnings = config.warnings.iter();
+        for warning in warnings.filter(|warning| !known.contains(warning)) {
+            warn!(warning, "configuration warning");
+        }
+    }
+
+    /// Gives each socket the lists of its entry. A socket whose entry is gone keeps its lists until the restart.
+    fn replace_lists(&mut self, listen: &[ListenConfig]) {
+        for (number, socket) in self.listen.iter_mut().enumerate() {
+            if let Some(peers) = peers_of(listen, number, socket.address) {
+                socket.peers = peers.clone();
+            }
+        }
     }
 
     /// Logs once which changed settings need a restart.
     fn compare_with_start(&mut self, config: &Config) {
         let started = &self.started;
         let keys = [
-            ("listen", !listens_on_the_same(config, started)),
+            ("listen", addresses(config).ne(addresses(started))),
             ("admin", config.admin != started.admin),
             ("reusePort", config.reuse_port != started.reuse_port),
             ("workers", config.workers != started.workers),
@@ -348,6 +337,73 @@ impl Reloader {
             );
         }
         self.report.needs_restart = changed;
+    }
+
+    /// Makes the snapshot of the current state.
+    fn snapshot(&self) -> Snapshot {
+        let (material, clusters) = (&self.report.material, &self.report.clusters);
+        let mut routes = Routes::default();
+        routes.trust_proxies(self.config.trusted_proxies.clone());
+        routes.set_logged_user(self.config.log.user);
+        let certificates = self.client_certificates();
+        let configured = clusters.iter().zip(&material.clusters);
+        let mut terminated = Vec::new();
+        // First, so that a passthrough host is never terminated because a certificate has its name.
+        for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
+            let route = Route {
+                access: AccessRules::new(&config.name, &config.access),
+                ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
+            };
+            let route = Arc::new(route);
+            for host in &config.hosts {
+                routes.add(host.as_ref(), &route);
+            }
+            if !cluster.is_passthrough() {
+                terminated.push(route);
+            }
+        }
+        // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
+        // belongs to which cluster. A passthrough cluster has only its `hosts`.
+        if let [only] = terminated.as_slice() {
+            for name in material.identities.iter().flat_map(Identity::names) {
+                routes.add(name, only);
+            }
+            routes.set_sole(only);
+        }
+        Snapshot {
+            tls: Arc::new(server_config(
+                &material.identities,
+                Arc::clone(&self.tickets),
+            )),
+            routes: Arc::new(routes),
+            peers: self
+                .listen
+                .iter()
+                .map(|socket| socket.peers.clone())
+                .collect(),
+        }
+    }
+
+    /// How each cluster of the snapshot uses client certificates.
+    fn client_certificates(&self) -> Vec<Option<Arc<ClientCertificates>>> {
+        let material = &self.report.material;
+        let clusters = material.clusters.iter().zip(&material.client_certificates);
+        let each = clusters.zip(&self.front_proxies);
+        each.map(|(((config, _), clients), front_proxy)| {
+            let (clients, front_proxy) = (clients.as_ref()?, front_proxy.as_ref()?);
+            let section = config.client_certificates.as_ref()?;
+            let certificates = ClientCertificates::new(
+                Arc::clone(&clients.ca),
+                Arc::clone(front_proxy),
+                Arc::new(asking_server_config(
+                    &material.identities,
+                    clients.ca.names(),
+                )),
+                self.replaced.clone(),
+            );
+            Some(Arc::new(certificates.allowing_system(section.allow_system)))
+        })
+        .collect()
     }
 }
 
@@ -367,86 +423,14 @@ fn sockets(config: &Config, inherited: &[SocketAddr]) -> Result<Vec<ListenConfig
     inherited.iter().enumerate().map(socket).collect()
 }
 
-fn listens_on_the_same(config: &Config, started: &Config) -> bool {
-    let addresses = |config: &'_ Config| -> Vec<_> {
-        config.listen.iter().map(|entry| entry.address).collect()
-    };
-    addresses(config) == addresses(started)
+fn addresses(config: &Config) -> impl Iterator<Item = SocketAddr> {
+    config.listen.iter().map(|entry| entry.address)
 }
 
 /// A failed reload, and the content of the files before it.
 struct FailedReload {
     content: ContentHash,
     error: ReloadError,
-}
-
-fn snapshot(
-    material: &Material,
-    clusters: &[Arc<Cluster>],
-    front_proxies: &[Option<Arc<FrontProxy>>],
-    tickets: &Arc<dyn ProducesTickets>,
-    replaced: &CancellationToken,
-    config: &Config,
-    listen: &[ListenConfig],
-) -> Snapshot {
-    let mut routes = Routes::default();
-    routes.trust_proxies(config.trusted_proxies.clone());
-    routes.set_logged_user(config.log.user);
-    let certificates = client_certificates(material, front_proxies, replaced);
-    let configured = clusters.iter().zip(&material.clusters);
-    let mut terminated = Vec::new();
-    // First, so that a passthrough host is never terminated because a certificate has its name.
-    for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
-        let route = Route {
-            access: AccessRules::new(&config.name, &config.access),
-            ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
-        };
-        let route = Arc::new(route);
-        for host in &config.hosts {
-            routes.add(host.as_ref(), &route);
-        }
-        if !cluster.is_passthrough() {
-            terminated.push(route);
-        }
-    }
-    // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-    // belongs to which cluster. A passthrough cluster has only its `hosts`.
-    if let [only] = terminated.as_slice() {
-        for name in material.identities.iter().flat_map(Identity::names) {
-            routes.add(name, only);
-        }
-        routes.set_sole(only);
-    }
-    Snapshot {
-        tls: Arc::new(server_config(&material.identities, Arc::clone(tickets))),
-        routes: Arc::new(routes),
-        peers: listen.iter().map(|socket| socket.peers.clone()).collect(),
-    }
-}
-
-/// How each cluster of a new snapshot uses client certificates.
-fn client_certificates(
-    material: &Material,
-    front_proxies: &[Option<Arc<FrontProxy>>],
-    replaced: &CancellationToken,
-) -> Vec<Option<Arc<ClientCertificates>>> {
-    let clusters = material.clusters.iter().zip(&material.client_certificates);
-    let each = clusters.zip(front_proxies);
-    each.map(|(((config, _), clients), front_proxy)| {
-        let (clients, front_proxy) = (clients.as_ref()?, front_proxy.as_ref()?);
-        let section = config.client_certificates.as_ref()?;
-        let certificates = ClientCertificates::new(
-            Arc::clone(&clients.ca),
-            Arc::clone(front_proxy),
-            Arc::new(asking_server_config(
-                &material.identities,
-                clients.ca.names(),
-            )),
-            replaced.clone(),
-        );
-        Some(Arc::new(certificates.allowing_system(section.allow_system)))
-    })
-    .collect()
 }
 
 /// How often files that change while they are read are read again at once.

@@ -13,8 +13,8 @@ use super::*;
 use crate::{
     cidr::AddressList,
     config::{
-        Capacity, ClusterConfig, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
-        RequestHost, Timeouts, TrustSource,
+        Capacity, ClientCertificatesConfig, ClusterConfig, IdentityFiles, Limits, LogConfig,
+        LogFormat, LoggedUser, RequestHost, Timeouts, TrustSource,
     },
 };
 
@@ -295,5 +295,58 @@ fn missing_file_is_named_with_its_line_after_old_one_expired() {
     assert!(
         failure.contains("/proxy.yaml, line 2: certificate "),
         "{failure}"
+    );
+}
+
+/// Such a CA could name any user to the apiserver.
+#[test]
+fn client_ca_that_issued_front_proxy_gives_a_warning() {
+    let (world, users) = (World::new(), Ca::new("users"));
+    let mut config = world.config();
+    let (certificate, key) = Ca::new("proxies")
+        .client("proxy", &[])
+        .write(&world.dir, "a");
+    config.clusters[0].client_certificates = Some(ClientCertificatesConfig {
+        ca: world.dir.write("users.crt", users.pem()),
+        crl: None,
+        front_proxy: IdentityFiles { certificate, key },
+        allow_system: false,
+    });
+    let warnings = || {
+        Material::load(&config, year(2025))
+            .unwrap()
+            .warnings(year(2025))
+    };
+    assert_eq!(warnings(), Vec::<String>::new());
+    users.client("proxy", &[]).write(&world.dir, "a");
+    let warnings = warnings();
+    let [warning] = warnings.as_slice() else {
+        panic!("{warnings:?}");
+    };
+    let name = &config.clusters[0].name;
+    let beginning = format!("client certificates of {name}: `ca` has also issued");
+    assert!(warning.starts_with(&beginning), "{warning}");
+}
+
+/// Its lists are unknown, so it could serve clients that the configuration keeps out.
+#[test]
+fn inherited_socket_without_an_entry_is_refused() {
+    let world = World::new();
+    let mut config = world.config();
+    config.listen = ["127.0.0.1:1", "127.0.0.1:2"]
+        .map(|text| text.parse().unwrap())
+        .into();
+    config.listen[0].peers.deny = ["192.0.2.1".parse().unwrap()].into_iter().collect();
+    let inherited = |address: &str| {
+        let material = Material::load(&config, year(2025)).unwrap();
+        let inherited = [address.parse().unwrap()];
+        let error = Reloader::new(config.clone(), material, &inherited, year(2025)).err();
+        error.map(|error| error_chain(&error).to_string())
+    };
+    assert_eq!(inherited("127.0.0.1:2"), None);
+    let error = inherited("127.0.0.1:3").unwrap();
+    assert!(
+        error.starts_with("the inherited socket 127.0.0.1:3 has no entry in `listen`"),
+        "{error}"
     );
 }

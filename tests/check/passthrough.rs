@@ -97,6 +97,18 @@ async fn proxy_that_does_not_pass_the_host_yet_fails_the_check() {
     assert_eq!(result.code, 1, "{}", result.stdout);
 }
 
+/// The fix for a passthrough host names the flag that has the wrong address, too.
+#[tokio::test]
+async fn passthrough_host_is_asked_for_at_connect_to() {
+    let world = World::new();
+    let flags = [config(&world, refused().await, ""), world.clients_trust()].concat();
+    let (url, closed) = ("https://kube.test", refused().await.to_string());
+    let result = check(&flags, &["--through", url, "--connect-to", &closed]).await;
+    let found = section(&result, ", passed on as kubernetes");
+    assert!(found.contains(&closed), "{found}");
+    assert!(found.contains("in --connect-to"), "{found}");
+}
+
 #[tokio::test]
 async fn unreachable_apiserver_of_passthrough_fails() {
     let world = World::new();

@@ -1,7 +1,7 @@
 //! The kubeconfig of this command, on its own or merged into an existing one.
 //!
-//! Merging changes only the cluster, the user and the context of this command. Everything else in the file stays, in its
-//! order, unknown keys included.
+//! Merging changes only the cluster, the user and the context of this command. Everything else in the file stays, in
+//! its order, unknown keys included.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Map, Value, json};
@@ -53,8 +53,8 @@ pub(super) enum ForeignEntries {
 }
 
 impl KubeconfigDocument {
-    /// The document on its own, in the format of client-go (`k8s.io/client-go/tools/clientcmd/api/v1`), with the keys in
-    /// the order in which kubectl writes them.
+    /// The document on its own, in the format of client-go (`k8s.io/client-go/tools/clientcmd/api/v1`), with the keys
+    /// in the order in which kubectl writes them.
     pub(super) fn alone(&self) -> Value {
         json!({
             "apiVersion": "v1",
@@ -72,7 +72,8 @@ impl KubeconfigDocument {
     ///
     /// # Errors
     ///
-    /// [`MergeError`] when `existing` is not a kubeconfig, or when it has a foreign entry of the same name that must be kept.
+    /// [`MergeError`] when `existing` is not a kubeconfig, or when it has a foreign entry of the same name that must
+    /// be kept.
     pub(super) fn merged_into(
         &self,
         mut existing: Value,
@@ -132,8 +133,8 @@ impl KubeconfigDocument {
         Ok(existing)
     }
 
-    /// Checks that the entry of the same name in the list `key` is one of this command: the cluster has the same server,
-    /// and user and context are used for that cluster only.
+    /// Checks that the entry of the same name in the list `key` is one of this command: the cluster has the same
+    /// server, and user and context are used for that cluster only.
     fn check_name(&self, existing: &Value, key: &str) -> Result<(), MergeError> {
         let taken = |kind, name: &String| {
             let name = quote::name(name);

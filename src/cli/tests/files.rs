@@ -101,6 +101,14 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 6, column 11: cluster `a` has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them",
         ),
         (
+            "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a'}\n  clientCertificates: {ca: c, frontProxy: {certificate: d, key: e}}\n",
+            "config file DIR/proxy.yaml, line 6, column 23: cluster `a` has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c}\n  clientCertificates: {ca: d, frontProxy: {certificate: d, key: e}}\n",
+            "config file DIR/proxy.yaml, line 4, column 23: cluster `a` has one file as `ca` and as `frontProxy.certificate`; give the CA that issues the certificates of users as `ca`",
+        ),
+        (
             "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a/b'}\n",
             "config file DIR/proxy.yaml, line 2, column 3: cluster `a` has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see",
         ),

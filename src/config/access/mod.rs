@@ -141,6 +141,7 @@ pub(super) fn rules(
 impl SelectorsEntry {
     fn rule(&self, effect: RuleEffect, source: &ConfigSource) -> Result<AccessRule, ConfigError> {
         Ok(AccessRule {
+            effect,
             from: addresses(self.from.as_ref(), source)?,
             unless_from: addresses(self.unless_from.as_ref(), source)?,
             credentials: list(self.credentials.as_ref(), source)?,
@@ -152,7 +153,6 @@ impl SelectorsEntry {
             resources: list(self.resources.as_ref(), source)?,
             namespaces: list(self.namespaces.as_ref(), source)?,
             paths: list(self.paths.as_ref(), source)?,
-            ..AccessRule::new(effect)
         })
     }
 }
@@ -243,12 +243,16 @@ impl AccessRule {
     /// What is suspicious about the rule, each as a sentence after `rule 3 of cluster prod`, with the fix at its end.
     fn doubts(&self) -> Vec<String> {
         let mut doubts = Vec::new();
-        let (known, of): (&[&str], _) = if self.selects_resource() {
-            (&RESOURCE_VERBS, "for resources")
+        let (known, of) = if self.selects_resource() {
+            (RESOURCE_VERBS.to_vec(), "for resources")
         } else if self.paths.is_empty() {
-            (&ALL_VERBS, "for any request")
+            let only_of_paths = PATH_VERBS
+                .iter()
+                .filter(|verb| !RESOURCE_VERBS.contains(verb));
+            let all = RESOURCE_VERBS.iter().chain(only_of_paths);
+            (all.copied().collect(), "for any request")
         } else {
-            (&PATH_VERBS, "for paths")
+            (PATH_VERBS.to_vec(), "for paths")
         };
         let is_wrong = |verb: &&VerbPattern| verb.0 != "*" && !known.contains(&verb.0.as_str());
         for verb in self.verbs.iter().filter(is_wrong) {
@@ -259,13 +263,11 @@ impl AccessRule {
             ));
         }
         if !self.verbs.is_empty()
-            && let Some(pattern) = self.resources.iter().find(|one| one.is_connection())
+            && let Some(name) = self.resources.iter().find_map(ResourcePattern::connection)
         {
             doubts.push(format!(
-                "names verbs for {}, whose verb depends on client and version (`get` or `create`), so that a request passes only if \
-                 the rules allow both; remove `verbs`, or give {} a rule of its own",
-                pattern.subresource_name(),
-                pattern.subresource_name()
+                "names verbs for {name}, whose verb depends on client and version (`get` or `create`), so that a request passes only if \
+                 the rules allow both; remove `verbs`, or give {name} a rule of its own"
             ));
         }
         for pattern in &self.resources {
@@ -358,21 +360,6 @@ const RESOURCE_VERBS: [&str; 9] = [
     "proxy",
 ];
 const PATH_VERBS: [&str; 7] = ["get", "head", "post", "put", "patch", "delete", "options"];
-const ALL_VERBS: [&str; 13] = [
-    "get",
-    "list",
-    "watch",
-    "create",
-    "update",
-    "patch",
-    "delete",
-    "deletecollection",
-    "proxy",
-    "head",
-    "post",
-    "put",
-    "options",
-];
 
 const EMPTY_LIST: SettingError = SettingError::Access {
     problem: "the list is empty, so the rule would match nothing; add an item, or remove the key",

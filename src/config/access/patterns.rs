@@ -1,7 +1,7 @@
 //! The patterns of access rules: verbs, resources, namespaces and paths.
 //!
-//! They mean what they mean in RBAC, with two additions: a resource names its group in front, and `*` may end the name of a
-//! namespace.
+//! They mean what they mean in RBAC, with two additions: a resource names its group in front, and `*` may end the
+//! name of a namespace.
 
 use std::str::FromStr;
 
@@ -77,11 +77,8 @@ impl FromStr for ResourcePattern {
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
         let refused = |problem| Err(SettingError::invalid(text, problem));
-        let is_name = |part: &&str| {
-            let is_plain =
-                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-            *part == "*" || !part.is_empty() && part.bytes().all(is_plain)
-        };
+        let is_name =
+            |part: &&str| *part == "*" || !part.is_empty() && part.bytes().all(is_name_byte);
         let is_group = |part: &str| part.contains('.') || part == CORE || GROUPS.contains(&part);
         let parts: Vec<&str> = text.split('/').collect();
         let (group, resource, subresource) = match *parts.as_slice() {
@@ -137,18 +134,12 @@ impl ResourcePattern {
             }
     }
 
-    /// Whether it names exec, attach or port-forward, whose verb says little.
-    pub(super) fn is_connection(&self) -> bool {
-        matches!(&self.subresource, SubresourcePattern::Named(name) if CONNECTIONS.contains(&name.as_str()))
-    }
-
-    pub(super) fn subresource_name(&self) -> &str {
-        match &self.subresource {
-            SubresourcePattern::Named(name) => name,
-            SubresourcePattern::Absent
-            | SubresourcePattern::Any
-            | SubresourcePattern::AbsentOrAny => "*",
-        }
+    /// The subresource, if it is exec, attach or port-forward, whose verb says little.
+    pub(super) fn connection(&self) -> Option<&str> {
+        let SubresourcePattern::Named(name) = &self.subresource else {
+            return None;
+        };
+        CONNECTIONS.contains(&name.as_str()).then_some(name)
     }
 
     /// Resource and subresource, as the core group writes them.
@@ -186,13 +177,8 @@ impl FromStr for NamespacePattern {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        let (name, is_prefix) = match text.strip_suffix('*') {
-            Some(name) => (name, true),
-            None => (text, false),
-        };
-        let is_plain =
-            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        if !name.bytes().all(is_plain) || text.is_empty() {
+        let (name, is_prefix) = split_wildcard(text);
+        if !name.bytes().all(is_name_byte) || text.is_empty() {
             return Err(SettingError::invalid(text, NOT_A_NAMESPACE));
         }
         Ok(Self {
@@ -219,10 +205,7 @@ impl FromStr for PathPattern {
     type Err = SettingError;
 
     fn from_str(text: &str) -> Result<Self, SettingError> {
-        let (path, is_prefix) = match text.strip_suffix('*') {
-            Some(path) => (path, true),
-            None => (text, false),
-        };
+        let (path, is_prefix) = split_wildcard(text);
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
         let has_dots = path.split('/').any(|part| matches!(part, "." | ".."));
         let is_path = path.starts_with('/') || text == "*";
@@ -254,6 +237,19 @@ impl PathPattern {
         }
         self.text == path || path.strip_suffix('/').is_some_and(|path| path == self.text)
     }
+}
+
+/// The text before a `*` at the end, and whether there is one.
+fn split_wildcard(text: &str) -> (&str, bool) {
+    match text.strip_suffix('*') {
+        Some(before) => (before, true),
+        None => (text, false),
+    }
+}
+
+/// Whether names of resources and namespaces may have this byte.
+fn is_name_byte(byte: u8) -> bool {
+    byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-'
 }
 
 /// The group of resources without one, in a rule.

@@ -185,6 +185,12 @@ fn suspicious_rules_give_warnings() {
             ],
         ),
         (
+            "  - deny: {verbs: [connect]}\n  - allow: {}",
+            &[
+                "which no request has for any request; write one of get, list, watch, create, update, patch, delete, deletecollection, proxy, head, post, put, options",
+            ],
+        ),
+        (
             "  - deny: {verbs: [list], paths: [/a]}\n  - allow: {}",
             &["has the verb `list`, which no request has for paths; write one of get, head"],
         ),

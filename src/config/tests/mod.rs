@@ -411,8 +411,8 @@ clusters:
     assert_eq!(config.clusters, expected);
 }
 
-/// Clients verify the apiserver under the host that they ask for, and so do probes. Only terminated clusters need hosts when
-/// there are several.
+/// Clients verify the apiserver under the host that they ask for, and so do probes. Only terminated clusters need
+/// hosts when there are several.
 #[test]
 fn passthrough_cluster_needs_no_ca_and_expects_its_host() {
     let text = "
