@@ -90,7 +90,7 @@ pub(super) async fn direct(
         return Some(direct);
     };
     let presenting = target.presenting(&clients.front_proxy);
-    match review(client(plan, &presenting, endpoint), fields.to_headers()).await {
+    match review(client(plan, &presenting, endpoint), fields.into_headers()).await {
         Ok(found) => compare(
             &direct,
             &found,

@@ -1,5 +1,5 @@
-//! Why handshakes of clients fail, as log lines that an operator sees without `debug`: one for each client and reason
-//! in a minute, and why a peer may not connect.
+//! Logs why handshakes of clients fail, and why peers may not connect, in lines that an operator sees without `debug`.
+//! A client gets one line per reason, until some time has passed ([`OF_CLIENT`], [`OF_PEER`]).
 
 use std::{
     io,
@@ -88,8 +88,8 @@ impl HandshakeLog {
     }
 }
 
-/// Whether an operator has to know. Health checks of load balancers connect and say nothing, and the proxy itself closes
-/// connections when places are scarce.
+/// Whether an operator has to know. Health checks of load balancers connect and say nothing, and the proxy itself
+/// closes connections when places are scarce.
 fn is_notable(error: &HandshakeError) -> bool {
     match error {
         HandshakeError::Timeout { .. }

@@ -61,8 +61,8 @@ pub(super) async fn read_hello(
         let hello = StartHandshake::from_parts(accepted, stream);
         return Ok(Greeting::Terminated(Box::new(hello)));
     };
-    // An apiserver that fails is replaced by another one, which then gets the `ClientHello` again. What follows it, such
-    // as early data, must not be sent twice.
+    // An apiserver that fails is replaced by another one, which then gets the `ClientHello` again. What follows it,
+    // such as early data, must not be sent twice.
     let length = hello_length(&read).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?;
     stream.put_back(read.get(length..).unwrap_or_default());
     read.truncate(length);
@@ -74,8 +74,8 @@ pub(super) async fn read_hello(
     })))
 }
 
-/// The length of the TLS records that hold the `ClientHello` at the beginning of `bytes`. `None` if it is not complete, or
-/// if another message comes first.
+/// The length of the TLS records that hold the `ClientHello` at the beginning of `bytes`. `None` if it is not complete,
+/// or if another message comes first.
 fn hello_length(bytes: &[u8]) -> Option<usize> {
     let (mut rest, mut header, mut received) = (bytes, [0; 4], 0);
     loop {

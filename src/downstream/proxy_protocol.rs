@@ -1,8 +1,8 @@
 //! Reads the PROXY header with which a load balancer begins a connection: version 1 (text) and version 2 (binary).
 //!
 //! The header is never guessed: a peer in `proxyProtocol.from` must send one, and no other peer may. The parser is a
-//! pure function that refuses at the first wrong byte. It reads at most [`MAX_BYTES`], and what follows the header stays
-//! unread.
+//! pure function that refuses at the first wrong byte. It reads at most [`MAX_BYTES`], and what follows the header
+//! stays unread.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

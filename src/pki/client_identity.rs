@@ -1,8 +1,8 @@
-//! A certificate with which a client authenticates: the proxy tells an apiserver with it that it is a front proxy, and `check`
-//! tries that of a user.
+//! A certificate with which a client authenticates: the proxy tells an apiserver with it that it is a front proxy, and
+//! `check` tries that of a user.
 //!
-//! An attacker who has the key of a front proxy can be any user of the cluster. An expired certificate is loaded, because it
-//! stops only the users of client certificates.
+//! An attacker who has the key of a front proxy can be any user of the cluster. An expired certificate is loaded,
+//! because it stops only the users of client certificates.
 
 use std::{fmt, sync::Arc, time::SystemTime};
 

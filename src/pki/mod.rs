@@ -1,8 +1,8 @@
 //! Turns PEM files into checked rustls types: the certificates that the proxy presents and the CAs that it trusts, for
 //! apiservers and for clients.
 //!
-//! Nothing leaves this module unchecked: a key matches its certificate, and a list of trust anchors is never empty. This
-//! module also chooses the only crypto provider.
+//! Nothing leaves this module unchecked: a key matches its certificate, and a list of trust anchors is never empty.
+//! This module also chooses the only crypto provider.
 
 mod client_ca;
 mod client_identity;

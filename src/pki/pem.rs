@@ -197,7 +197,8 @@ fn split_label(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((label, after.strip_prefix(DASHES)?))
 }
 
-/// Returns the label if it is a known one. No other bytes of the file may get into a message: they can be part of a key.
+/// Returns the label if it is a known one. No other bytes of the file may get into a message: they can be part of a
+/// key.
 fn known(label: &[u8]) -> Option<&'static str> {
     LABELS.into_iter().find(|known| known.as_bytes() == label)
 }
@@ -217,8 +218,8 @@ fn without_bom(text: &[u8]) -> Cow<'_, [u8]> {
     lines.flatten().copied().collect()
 }
 
-/// Whether a line outside of the blocks was meant as `-----BEGIN …` or `-----END …`: a hyphen is missing or too many, or a
-/// word processor made dashes of them. A decoder skips such a block without a word.
+/// Whether a line outside of the blocks was meant as `-----BEGIN …` or `-----END …`: a hyphen is missing or too many,
+/// or a word processor made dashes of them. A decoder skips such a block without a word.
 fn is_almost_marker(line: &[u8]) -> bool {
     let is_dash = |char| matches!(char, '-' | '‐' | '‑' | '–' | '—' | '−');
     let line = String::from_utf8_lossy(line);

@@ -27,8 +27,8 @@ pub enum Acceptance {
     NoPath {
         /// The issuer of the last certificate of the chain.
         issuer: String,
-        /// Whether a public CA issued it. Public CAs always issue from an intermediate, so in that case the intermediate
-        /// is missing.
+        /// Whether a public CA issued it. Public CAs always issue from an intermediate, so in that case the
+        /// intermediate is missing.
         is_public: bool,
         /// Whether it is its own issuer.
         is_self_signed: bool,
@@ -74,8 +74,8 @@ impl Identity {
         }
     }
 
-    /// Why clients with the public CAs reject this certificate, as a sentence for the log; `None` if they accept it, or if
-    /// it is of a private CA, which is a valid choice.
+    /// Why clients with the public CAs reject this certificate, as a sentence for the log; `None` if they accept it, or
+    /// if it is of a private CA, which is a valid choice.
     #[must_use]
     pub fn client_warning(&self, now: SystemTime) -> Option<String> {
         let names = self.names().join(", ");

@@ -57,7 +57,8 @@ impl RefusedChain {
         }
     }
 
-    /// The chain of `leaf` ends at this trust anchor, which is not valid now. webpki does not know the dates of anchors.
+    /// The chain of `leaf` ends at this trust anchor, which is not valid now. webpki does not know the dates of
+    /// anchors.
     pub(super) fn by_anchor(
         cause: ChainError,
         leaf: &CertificateDer<'_>,

@@ -1,8 +1,8 @@
 //! The user that a client certificate names, read where kube-apiserver reads it: the common name is the user, and each
 //! organization is a group.
 //!
-//! A name that a header field cannot carry unchanged is refused: a parser removes blanks at the ends of a field, so that
-//! `admin ` would become `admin`.
+//! A name that a header field cannot carry unchanged is refused: a parser removes blanks at the ends of a field, so
+//! that `admin ` would become `admin`.
 
 use rustls_pki_types::CertificateDer;
 use x509_cert::{
@@ -32,13 +32,13 @@ pub enum SubjectError {
     /// It cannot be read.
     #[error("is malformed")]
     Malformed,
-    /// There is no common name, or an empty one.
+    /// There is no common name.
     #[error("names no user: its subject has no common name (CN)")]
     NoUser,
     /// kube-apiserver refuses several ids, too.
     #[error("has more than one user id (1.3.6.1.4.1.57683.2)")]
     SeveralIds,
-    /// A blank at an end, a control character, or no character at all.
+    /// A name or group with a blank at an end or a control character, or without any character.
     #[error(
         "has a name (CN) or group (O) that is empty, begins or ends with a blank, or has a control character"
     )]

@@ -1,7 +1,7 @@
 //! The certificates that an apiserver's chain may end at, and no others.
 //!
-//! If no CA is usable, loading fails: an empty set must not mean "could not be read". Only a passthrough cluster without a
-//! CA has an empty set, which trusts no server.
+//! If no CA is usable, loading fails: an empty set must not mean "could not be read". Only a passthrough cluster
+//! without a CA has an empty set, which trusts no server.
 
 use std::{path::Path, sync::Arc, time::SystemTime};
 
@@ -27,9 +27,9 @@ pub struct TrustAnchors {
 }
 
 impl TrustAnchors {
-    /// Reads the CAs of `source`. One that cannot verify anything is left out, with a warning, while another one is left:
-    /// an expired one (client-go refuses it too), one that is no CA or cannot be read, and one whose key is too short.
-    /// The public roots are never added.
+    /// Reads the CAs of `source`. One that cannot verify anything is left out, with a warning, while another one is
+    /// left: an expired one (client-go refuses it too), one that is no CA or cannot be read, and one whose key is too
+    /// short. The public roots are never added.
     ///
     /// # Errors
     ///
@@ -49,7 +49,8 @@ impl TrustAnchors {
         }
     }
 
-    /// As [`TrustAnchors::load`], with the content of the file. A pipe, such as `--ca <(command)`, cannot be read twice.
+    /// As [`TrustAnchors::load`], with the content of the file. A pipe, such as `--ca <(command)`, cannot be read
+    /// twice.
     ///
     /// # Errors
     ///
@@ -111,7 +112,8 @@ impl TrustAnchors {
     }
 }
 
-/// A sentence about the CA that expires last, if that is soon. An older one may expire while its successor is trusted too.
+/// A sentence about the CA that expires last, if that is soon. An older one may expire while its successor is trusted
+/// too.
 fn expiry_warning(summaries: &[CertSummary], now: SystemTime) -> Option<String> {
     let last = summaries.iter().max_by_key(|ca| ca.not_after)?;
     last.expires_soon(now).then(|| {

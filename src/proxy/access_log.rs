@@ -2,8 +2,8 @@
 //! on the status page.
 //!
 //! It never prints a query string, a subprotocol, or a header value other than the user agent, the host, the id of the
-//! request and the audit ID, because each of the others can be a token. The name of the user comes from a token, but only from
-//! one that the apiserver has verified (`end_user`).
+//! request and the audit ID, because each of the others can be a token. The name of the user comes from a token, but
+//! only from one that the apiserver has verified (`end_user`).
 
 use std::{
     sync::{
@@ -241,8 +241,8 @@ impl AccessLog {
         self.list_stream(status);
     }
 
-    /// Releases the buffer that the head of the request was read into, before a response that takes a while: a slice of the
-    /// head keeps all of it. Most responses end before they wait, and pay for no copy. Proof: tests/it
+    /// Releases the buffer that the head of the request was read into, before a response that takes a while: a slice of
+    /// the head keeps all of it. Most responses end before they wait, and pay for no copy. Proof: tests/it
     /// `silent_http1_connection_holds_at_most_one_buffer`.
     pub(super) fn release_head(&mut self) {
         if self.has_copies {

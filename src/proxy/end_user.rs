@@ -1,8 +1,8 @@
 //! Decides which user the log and the status page show for a request: the one whom the apiserver has verified.
 //!
-//! The proxy verifies no token, and any client can write any name into one. So a name counts only together with a response
-//! that kube-apiserver sends after it has verified the token, and only if the request has no other token. A name can be
-//! missing, but never that of another user. The proxy verifies client certificates itself.
+//! The proxy verifies no token, and any client can write any name into one. So a name counts only together with a
+//! response that kube-apiserver sends after it has verified the token, and only if the request has no other token. A
+//! name can be missing, but never that of another user. The proxy verifies client certificates itself.
 
 use std::sync::Arc;
 
@@ -61,8 +61,8 @@ fn shown(subject: &str, issuer: &str, logged: LoggedUser) -> Option<Arc<EndUser>
 /// Whether kube-apiserver sends such a response only after it has verified the credentials.
 ///
 /// A proxy or load balancer before the apiserver sends a 403 or a page of its own without a look at the token. The
-/// apiserver's own responses have an audit ID. Of those, it sends a 400 or a 504 before it looks at the token, too, unless
-/// it says which limit of priority and fairness the user falls under. A 101 has neither field.
+/// apiserver's own responses have an audit ID. Of those, it sends a 400 or a 504 before it looks at the token, too,
+/// unless it says which limit of priority and fairness the user falls under. A 101 has neither field.
 fn proves_identity(status: StatusCode, headers: &HeaderMap) -> bool {
     match status.as_u16() {
         401 => false,

@@ -159,8 +159,8 @@ pub(super) fn count(
     })
 }
 
-/// The error and its causes. A certificate that was not accepted is described once, when the connection fails; here only
-/// the reason follows.
+/// The error and its causes. A certificate that was not accepted is described once, when the connection fails; here
+/// only the reason follows.
 pub(super) fn cause(error: &Error) -> String {
     let chain = error_chain(error);
     match error {

@@ -36,8 +36,8 @@ impl CredentialProblem {
     }
 }
 
-/// What is wrong with the credential, if the apiserver has refused it, or the lack of one. With `adds_hint` the response
-/// says so too.
+/// What is wrong with the credential, if the apiserver has refused it, or the lack of one. With `adds_hint` the
+/// response says so too.
 pub(super) fn explain<B>(
     response: &mut Response<B>,
     has_credential: bool,
@@ -68,8 +68,8 @@ pub(super) fn explain<B>(
     }
 }
 
-/// Adds a hint if the proxy refuses a credential itself, in place of the apiserver: kubectl does not print the message of
-/// a 401.
+/// Adds a hint if the proxy refuses a credential itself, in place of the apiserver: kubectl does not print the message
+/// of a 401.
 pub(super) fn add_to_own<B>(response: &mut Response<B>, error: &Error) {
     if let Error::Rejected(Rejection::Throttled(Throttled::Refused(StatusCode::UNAUTHORIZED))) =
         error

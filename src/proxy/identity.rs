@@ -1,12 +1,12 @@
 //! Decides which user a client certificate stands for.
 //!
 //! The decision is made for each request, against the files that are in use then. The certificate belongs to the
-//! connection, and the host of a request decides its cluster, so a certificate counts only for the cluster under whose name
-//! the client has presented it: an HTTP/2 client may send requests for another host on the same connection. Proof: tests/it
-//! `certificate_never_counts_for_another_cluster`.
+//! connection, and the host of a request decides its cluster, so a certificate counts only for the cluster under whose
+//! name the client has presented it: an HTTP/2 client may send requests for another host on the same connection. Proof:
+//! tests/it `certificate_never_counts_for_another_cluster`.
 //!
-//! The result is kept until a file changes or a certificate or revocation list expires, so that not every request verifies
-//! signatures.
+//! The result is kept until a file changes or a certificate or revocation list expires, so that not every request
+//! verifies signatures.
 
 use std::{
     fmt,
@@ -186,8 +186,8 @@ fn phrase(error: ChainError) -> &'static str {
     }
 }
 
-/// The certificate that a client has presented in the handshake. The client has proved that it has the key; nothing else is
-/// verified yet.
+/// The certificate that a client has presented in the handshake. The client has proved that it has the key; nothing
+/// else is verified yet.
 pub struct PresentedCertificate {
     /// The name of the cluster for whose host it was asked.
     cluster: String,
@@ -240,8 +240,8 @@ impl PresentedCertificate {
         }
     }
 
-    /// The owner at `now`, and until when that needs no other check. `on_refusal` is called when a new check refuses the
-    /// certificate.
+    /// The owner at `now`, and until when that needs no other check. `on_refusal` is called when a new check refuses
+    /// the certificate.
     fn verify(
         &self,
         certificates: &ClientCertificates,
@@ -270,8 +270,8 @@ impl PresentedCertificate {
             .map(|user| (user, until))
     }
 
-    /// Returns once a certificate that a request has used is no longer accepted: it has expired or is revoked, or the cluster
-    /// does not use client certificates any more. Never returns before a request has used it.
+    /// Returns once a certificate that a request has used is no longer accepted: it has expired or is revoked, or the
+    /// cluster does not use client certificates any more. Never returns before a request has used it.
     pub(crate) async fn ended(&self) {
         self.used.notified().await;
         // Another task of this connection may wait, too.
@@ -306,9 +306,9 @@ pub(crate) async fn certificate_ended(certificate: Option<&PresentedCertificate>
     }
 }
 
-/// Returns the user as whom a request goes to the apiserver, or `None` if the request speaks for itself, with or without a
-/// token. kube-apiserver decides in the same way: a valid certificate counts more than a token, and one that is not valid
-/// does not break a token.
+/// Returns the user as whom a request goes to the apiserver, or `None` if the request speaks for itself, with or
+/// without a token. kube-apiserver decides in the same way: a valid certificate counts more than a token, and one that
+/// is not valid does not break a token.
 ///
 /// # Errors
 ///
@@ -367,8 +367,8 @@ fn log_refusal(
     );
 }
 
-/// Fuzz target: `bytes` are a certificate. Whatever they are, each name in a field for the apiserver is one that no parser
-/// reads differently.
+/// Fuzz target: `bytes` are a certificate. Whatever they are, each name in a field for the apiserver is one that no
+/// parser reads differently.
 pub(super) fn fuzz(bytes: &[u8]) {
     let der = CertificateDer::from_slice(bytes);
     if let Ok(summary) = CertSummary::from_der(&der) {
@@ -378,7 +378,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
         return;
     };
     let fields = RemoteUser::new(&subject).expect("a safe name is a valid field value");
-    for value in fields.to_headers().values() {
+    for value in fields.into_headers().values() {
         let text = str::from_utf8(value.as_bytes()).expect("a safe name is UTF-8");
         assert!(!text.is_empty() && text.trim() == text && !text.contains(char::is_control));
     }

@@ -204,8 +204,8 @@ impl DownloadError {
         }
     }
 
-    /// Whether the connection ended under the response: the apiserver died, or nothing reaches it any more. False if the
-    /// apiserver itself aborted this response, or sent what is no HTTP.
+    /// Whether the connection ended under the response: the apiserver died, or nothing reaches it any more. False if
+    /// the apiserver itself aborted this response, or sent what is no HTTP.
     #[must_use]
     pub fn is_lost_connection(&self) -> bool {
         match self {
@@ -371,8 +371,8 @@ impl UpstreamError {
         }
     }
 
-    /// Whether the apiserver is down or cannot be reached. False if something answers that this proxy must not use, because
-    /// the fault is then more likely to be in the configuration of the proxy.
+    /// Whether the apiserver is down or cannot be reached. False if something answers that this proxy must not use,
+    /// because the fault is then more likely to be in the configuration of the proxy.
     pub(super) fn is_outage(&self) -> bool {
         match self {
             Self::Connect { .. }
@@ -380,8 +380,8 @@ impl UpstreamError {
             | Self::Unsent { .. }
             | Self::Refused { .. }
             | Self::Lost { .. } => true,
-            // rustls reports what it received as invalid data. Any other error is one of the connection: a load balancer
-            // whose apiservers are down accepts it and closes it.
+            // rustls reports what it received as invalid data. Any other error is one of the connection: a load
+            // balancer whose apiservers are down accepts it and closes it.
             Self::Handshake { source, .. } => source.kind() != io::ErrorKind::InvalidData,
             Self::Shared(error) => error.is_outage(),
             Self::NoEndpoint { .. }

@@ -66,7 +66,7 @@ impl Cluster {
 
 /// The fields that tell an apiserver who the user is.
 #[derive(Debug)]
-pub struct RemoteUser(Vec<(HeaderName, HeaderValue)>);
+pub struct RemoteUser(HeaderMap);
 
 impl RemoteUser {
     /// The fields for the owner of a certificate, as kube-apiserver would read it: user, groups and id, and the
@@ -76,27 +76,22 @@ impl RemoteUser {
     ///
     /// When a name cannot be the value of a header field. [`CertificateSubject`] has refused such a name before.
     pub fn new(subject: &CertificateSubject) -> Result<Self, InvalidHeaderValue> {
-        let mut fields = vec![(X_REMOTE_USER, HeaderValue::try_from(&subject.user)?)];
+        let mut fields = HeaderMap::new();
+        fields.append(X_REMOTE_USER, HeaderValue::try_from(&subject.user)?);
         for group in &subject.groups {
-            fields.push((X_REMOTE_GROUP, HeaderValue::try_from(group)?));
+            fields.append(X_REMOTE_GROUP, HeaderValue::try_from(group)?);
         }
         if let Some(uid) = &subject.uid {
-            fields.push((X_REMOTE_UID, HeaderValue::try_from(uid)?));
+            fields.append(X_REMOTE_UID, HeaderValue::try_from(uid)?);
         }
         let credential = HeaderValue::try_from(format!("X509SHA256={}", subject.sha256))?;
-        fields.push((CREDENTIAL_ID, credential));
+        fields.append(CREDENTIAL_ID, credential);
         Ok(Self(fields))
     }
-}
 
-impl RemoteUser {
     /// The fields, for `check`, which sends a request without a lease.
-    pub(crate) fn to_headers(&self) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, value) in &self.0 {
-            headers.append(name, value.clone());
-        }
-        headers
+    pub(crate) fn into_headers(self) -> HeaderMap {
+        self.0
     }
 }
 
@@ -116,8 +111,8 @@ impl fmt::Debug for UpstreamRequest<'_> {
 }
 
 impl<'a> UpstreamRequest<'a> {
-    /// A request with the credential of the client, if it has one. `headers::rewrite_request` has removed what the client
-    /// says about the user.
+    /// A request with the credential of the client, if it has one. `headers::rewrite_request` has removed what the
+    /// client says about the user.
     #[must_use]
     pub fn from_client(cluster: &'a Cluster, head: Parts) -> Self {
         debug_assert!(
@@ -130,13 +125,13 @@ impl<'a> UpstreamRequest<'a> {
         Self { cluster, head }
     }
 
-    /// A request of this user, on whose behalf the proxy speaks. The client's own tokens are removed: an apiserver that does
-    /// not believe the proxy would try them, and no access rule has judged them.
+    /// A request of this user, on whose behalf the proxy speaks. The client's own tokens are removed: an apiserver that
+    /// does not believe the proxy would try them, and no access rule has judged them.
     #[must_use]
     pub fn for_user(front_proxy: &'a FrontProxy, user: &RemoteUser, mut head: Parts) -> Self {
         head.headers.remove(header::AUTHORIZATION);
         remove_subprotocol_tokens(&mut head.headers);
-        for (name, _) in &user.0 {
+        for name in user.0.keys() {
             head.headers.remove(name);
         }
         for (name, value) in &user.0 {

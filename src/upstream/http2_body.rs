@@ -1,8 +1,8 @@
 //! The body of a request that came in over HTTP/2, and the part of it that nothing has read.
 //!
 //! A response may be complete before its request is. If h2 reset the stream at once, the reset would leave in one TLS
-//! record with the response, and curl 7.88 then loses the response. So the stream of the client keeps the unread rest for
-//! a moment and discards what still comes. Proof: tests/it `early_response_leaves_before_the_reset_of_its_stream`.
+//! record with the response, and curl 7.88 then loses the response. So the stream of the client keeps the unread rest
+//! for a moment and discards what still comes. Proof: tests/it `early_response_leaves_before_the_reset_of_its_stream`.
 
 use std::{
     mem,

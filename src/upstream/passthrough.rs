@@ -1,8 +1,8 @@
 //! Opens a connection that is passed through: TCP to an endpoint, then the `ClientHello` of the client.
 //!
-//! An endpoint is reached when it answers the `ClientHello`: until then another one can be tried, because the client has
-//! sent nothing else. A `ClientHello` is text of a client, so no answer to it makes an endpoint unhealthy for others.
-//! Only a failed TCP connection does, and the probes decide the rest.
+//! An endpoint is reached when it answers the `ClientHello`: until then another one can be tried, because the client
+//! has sent nothing else. A `ClientHello` is text of a client, so no answer to it makes an endpoint unhealthy for
+//! others. Only a failed TCP connection does, and the probes decide the rest.
 
 use std::{
     io,
@@ -41,8 +41,8 @@ pub(crate) struct NoAnswer {
 }
 
 impl Cluster {
-    /// Sends the `ClientHello` of a client to the first endpoint that answers it. Up to three endpoints are tried, as for
-    /// a request.
+    /// Sends the `ClientHello` of a client to the first endpoint that answers it. Up to three endpoints are tried, as
+    /// for a request.
     ///
     /// # Errors
     ///

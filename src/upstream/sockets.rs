@@ -2,8 +2,8 @@
 //!
 //! Each client connection may always have one upstream socket: `config::capacity` leaves a socket for it. Its further
 //! sockets, and the sockets of idle pools, come from the spare sockets of the process. So a client without an upstream
-//! connection always gets one, whatever other clients hold. If a client wants more and no spare socket is free, only its
-//! own request fails.
+//! connection always gets one, whatever other clients hold. If a client wants more and no spare socket is free, only
+//! its own request fails.
 
 use std::{
     mem,
@@ -124,8 +124,8 @@ impl ClientSockets {
         }))
     }
 
-    /// Removes one permit from this client. Returns whether that permit used a spare socket. The last permit of a client
-    /// does not: each client connection has one socket of its own.
+    /// Removes one permit from this client. Returns whether that permit used a spare socket. The last permit of a
+    /// client does not: each client connection has one socket of its own.
     fn leave(&self) -> bool {
         self.open.fetch_sub(1, Ordering::Relaxed) > 1
     }

@@ -1,4 +1,5 @@
-//! Access rules: what the client gets, and that nothing of a denied request reaches the apiserver, not even a connection.
+//! Access rules: what the client gets, and that nothing of a denied request reaches the apiserver, not even a
+//! connection.
 
 use std::sync::{
     Arc,

@@ -6,13 +6,13 @@
 //! While memory is short, a client may leave [`MAX_UNREAD_WHEN_SHORT`] responses unread; the others are reset at once,
 //! or with the next tick.
 //!
-//! Only pending data counts: a watch whose apiserver sends nothing stays open. `ServerStream` asks [`StallGuard`] for the
-//! next frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
+//! Only pending data counts: a watch whose apiserver sends nothing stays open. `ServerStream` asks [`StallGuard`] for
+//! the next frame as soon as h2 has taken the one before. So a body that has yielded a frame and was not asked for
 //! another one waits for its client, and a body that was asked and has no frame waits for the apiserver.
 //!
 //! The task of a stream ends when h2 has taken the last frame, even if the window has room for one byte of it only.
-//! [`LastFrames`] counts the responses that h2 has not written to their end then, and [`LastFramesClock`] ends a connection
-//! whose client does not read them.
+//! [`LastFrames`] counts the responses that h2 has not written to their end then, and [`LastFramesClock`] ends a
+//! connection whose client does not read them.
 
 use std::{
     future::Future as _,
@@ -237,8 +237,8 @@ impl LastFrames {
         self.unwritten.get(period % PERIODS)
     }
 
-    /// Returns how many responses h2 has not written in the last two periods. They then count as written in the new one,
-    /// so that they are counted once more after two further periods.
+    /// Returns how many responses h2 has not written in the last two periods. They then count as written in the new
+    /// one, so that they are counted once more after two further periods.
     fn begin_period(&self) -> usize {
         let new = self.period.load(Ordering::Relaxed).wrapping_add(1);
         self.period.store(new, Ordering::Relaxed);
@@ -311,9 +311,9 @@ impl LastFramesClock {
     /// Ready once the client has read nothing for twice [`CLIENT_STALL`]. By then [`StallGuard`] has reset each stream
     /// that still has a task.
     ///
-    /// Also ready once the client has left more than [`MAX_UNREAD_ENDS`] of them unread for that time, whatever else it reads:
-    /// small responses in between would keep the memory of a hundred large ones. A client that leaves fewer keeps its
-    /// connection and the watches on it, because h2 can no longer reset these responses alone.
+    /// Also ready once the client has left more than [`MAX_UNREAD_ENDS`] of them unread for that time, whatever else it
+    /// reads: small responses in between would keep the memory of a hundred large ones. A client that leaves fewer
+    /// keeps its connection and the watches on it, because h2 can no longer reset these responses alone.
     pub(super) fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         while self.frames.unwritten() > 0 {
             let tick = self.tick.get_or_insert_with(|| {

@@ -113,9 +113,7 @@ impl AccessRules {
             client: client.to_canonical(),
             asked: escape(asked, MAX_ASKED_CHARS).to_string(),
             credential: kind,
-            is_anonymous: credentials.is_ok_and(|credentials| {
-                credentials.kinds().all(|kind| kind == CredentialKind::None)
-            }),
+            is_anonymous: credentials.is_ok_and(|credentials| credentials.is_empty()),
         })))
     }
 
@@ -157,7 +155,7 @@ impl AccessRules {
         }
         let credentials = Credentials::of_request(&head.headers, upgrade, place)?;
         let mut decision = AccessDecision::Denied(None);
-        for (kind, issuer) in presented(&credentials) {
+        for (kind, issuer) in credentials.presented() {
             let asked = AskedBy {
                 kind,
                 issuer,
@@ -223,7 +221,8 @@ impl AskedBy<'_> {
     }
 
     fn matches_credential(&self, rule: &AccessRule) -> bool {
-        // kube-apiserver has ignored passwords since 1.19, so the request would be anonymous.
+        // kube-apiserver has ignored passwords since 1.19. Without this, any `Basic x` would open what a rule closes to
+        // anonymous requests.
         let counts_as_none = rule.effect == RuleEffect::Deny && self.kind == CredentialKind::Basic;
         let is_kind = |kind: &CredentialKind| {
             *kind == self.kind || counts_as_none && *kind == CredentialKind::None
@@ -260,8 +259,8 @@ impl AskedBy<'_> {
         info.is_resource && is_resource && is_namespace
     }
 
-    /// Whether the request is about the objects of all namespaces at once. A custom resource that has no namespace looks
-    /// the same.
+    /// Whether the request is about the objects of all namespaces at once. A custom resource that has no namespace
+    /// looks the same.
     fn reaches_all_namespaces(&self) -> bool {
         let info = self.info;
         let is_about_many = matches!(
@@ -274,8 +273,9 @@ impl AskedBy<'_> {
     }
 }
 
-/// The verbs that a request may have. The verb of exec, attach and port-forward is that of the method, `get` for WebSocket
-/// and `create` for SPDY; from 1.35 the apiserver also requires `create`. An upgrade through `proxy` can be an exec, too.
+/// The verbs that a request may have. The verb of exec, attach and port-forward is that of the method, `get` for
+/// WebSocket and `create` for SPDY; from 1.35 the apiserver also requires `create`. An upgrade through `proxy` can be
+/// an exec, too.
 fn verbs<'a>(info: &RequestInfo<'a>, method: &Method, is_upgrade: bool) -> Vec<Option<&'a str>> {
     let is_known = [
         Method::GET,
@@ -293,28 +293,6 @@ fn verbs<'a>(info: &RequestInfo<'a>, method: &Method, is_upgrade: bool) -> Vec<O
         Some("proxy") if is_upgrade => vec![verb, Some("create")],
         _ => vec![verb],
     }
-}
-
-/// The credentials of a request, each with its issuer. All of them must pass, because the apiserver accepts the first one
-/// that is valid. A password alone counts as a password: a rule that denies `none` denies it too, unless an earlier rule
-/// allows it.
-fn presented(credentials: &Credentials) -> Vec<(CredentialKind, Option<&str>)> {
-    let tokens = credentials.tokens();
-    let mut presented: Vec<_> = tokens
-        .map(|token| (token.kind, token.issuer.as_deref()))
-        .collect();
-    let others = [CredentialKind::Certificate, CredentialKind::Basic];
-    let is_present = |kind: &CredentialKind| credentials.kinds().any(|found| found == *kind);
-    presented.extend(
-        others
-            .into_iter()
-            .filter(is_present)
-            .map(|kind| (kind, None)),
-    );
-    if presented.is_empty() {
-        presented.push((CredentialKind::None, None));
-    }
-    presented
 }
 
 /// Whether both are the same issuer. The apiserver takes the two spellings of Google for one.
@@ -399,8 +377,8 @@ impl fmt::Display for Denial {
 
 impl std::error::Error for Denial {}
 
-/// What the rules of a cluster decide about a request of `check --explain-access`. With a certificate that counts, the rules look
-/// at no token, as in the proxy.
+/// What the rules of a cluster decide about a request of `check --explain-access`. With a certificate that counts, the
+/// rules look at no token, as in the proxy.
 ///
 /// # Errors
 ///
@@ -421,8 +399,8 @@ pub(crate) fn explain(
     rules.decide(head, client, upgrade, place)
 }
 
-/// The decision of rules about a request without a credential, for the comparison with a real apiserver (tests/cluster).
-/// `None` if the proxy refuses the spelling of its path.
+/// The decision of rules about a request without a credential, for the comparison with a real apiserver
+/// (tests/cluster). `None` if the proxy refuses the spelling of its path.
 #[must_use]
 pub fn is_open(rules: &AccessRules, method: &Method, uri: &Uri) -> Option<bool> {
     let mut request = http::Request::new(());

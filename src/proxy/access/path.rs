@@ -1,9 +1,10 @@
 //! Whether a path means the same to every server that may read it.
 //!
-//! kube-apiserver decodes a path once and keeps empty parts and dots, and `request_info` does the same. A load balancer, a
-//! gateway or Rancher between the proxy and the apiserver may decode it never or twice, merge slashes, resolve `..`, or cut
-//! parameters after `;`. A rule must not be bypassed by a path that only one of them understands, so such a path is
-//! refused. The name of an object and what follows `proxy` may have any spelling, because no rule looks at them.
+//! kube-apiserver decodes a path once and keeps empty parts and dots, and `request_info` does the same. A load
+//! balancer, a gateway or Rancher between the proxy and the apiserver may decode it never or twice, merge slashes,
+//! resolve `..`, or cut parameters after `;`. A rule must not be bypassed by a path that only one of them understands,
+//! so such a path is refused. The name of an object and what follows `proxy` may have any spelling, because no rule
+//! looks at them.
 
 use std::borrow::Cow;
 
@@ -11,8 +12,8 @@ use http::{Method, Uri};
 
 use crate::proxy::request_info::{RequestInfo, decode};
 
-/// Whether verb, resource and namespace are the same in every reading of the path, or, for a path that names no resource,
-/// the path itself.
+/// Whether verb, resource and namespace are the same in every reading of the path, or, for a path that names no
+/// resource, the path itself.
 pub(super) fn has_one_meaning(method: &Method, uri: &Uri) -> bool {
     let path = uri.path();
     if is_plain(path) || path == "*" {
@@ -47,17 +48,13 @@ fn is_plain(path: &str) -> bool {
 }
 
 fn is_same(reading: &str, decoded: &str, method: &Method, uri: &Uri) -> bool {
-    let info = |path| RequestInfo::from_path(path, method, uri);
+    // No rule looks at the name of an object.
+    let info = |path| RequestInfo {
+        name: Cow::Borrowed(""),
+        ..RequestInfo::from_path(path, method, uri)
+    };
     let (one, other) = (info(reading), info(decoded));
     if one.is_resource || other.is_resource {
-        let name = Cow::Borrowed("");
-        let (one, other) = (
-            RequestInfo {
-                name: name.clone(),
-                ..one
-            },
-            RequestInfo { name, ..other },
-        );
         return one == other;
     }
     // `/metrics/` is not `/metrics`, but a rule treats both alike.

@@ -622,8 +622,8 @@ fn no_reading_of_an_open_path_is_closed() {
     assert!(open > 1000, "{open} paths are open");
 }
 
-/// The path decoded up to twice, and each of these with dots resolved, slashes merged and parameters cut. Written without
-/// the code that it tests.
+/// The path decoded up to twice, and each of these with dots resolved, slashes merged and parameters cut. Written
+/// without the code that it tests.
 fn readings(path: &str) -> Vec<String> {
     let decode = |path: &str| {
         let (mut bytes, mut rest) = (Vec::new(), path.as_bytes());

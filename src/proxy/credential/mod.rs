@@ -1,11 +1,12 @@
-//! Reads the credentials of a request exactly as kube-apiserver reads them: their kind, and issuer and subject of a JWT.
+//! Reads the credentials of a request exactly as kube-apiserver reads them: the kind of each, and issuer and subject of
+//! a JWT.
 //!
-//! No token is verified, and none need be. The apiserver finds the key of a token by the same unverified issuer, so it refuses
-//! a token whose claims are forged, and a decision of the proxy can only add a refusal. The name of a user is another
-//! matter: `end_user` shows it only after the apiserver has accepted the token.
+//! No token is verified, and none need be. The apiserver finds the key of a token by the same unverified issuer, so it
+//! refuses a token whose claims are forged, and a decision of the proxy can only add a refusal. The name of a user is
+//! another matter: `end_user` shows it only after the apiserver has accepted the token.
 //!
-//! Two readers must never see two different tokens. What the apiserver ignores is no credential here (`Bearer  x` with two
-//! spaces, a subprotocol without an upgrade). What could be read in two ways is a [`CredentialError`].
+//! Two readers must never see two different tokens. What the apiserver ignores is no credential here (`Bearer  x` with
+//! two spaces, a subprotocol without an upgrade). What could be read in two ways is a [`CredentialError`].
 
 use std::{
     fmt,
@@ -53,8 +54,8 @@ pub(super) struct BearerToken {
     pub(super) kind: CredentialKind,
     /// The issuer; `None` if the token names none.
     pub(super) issuer: Option<Box<str>>,
-    /// The user; for a service account `system:serviceaccount:NAMESPACE:NAME`. `None` if the token names none, or names a
-    /// service account in two different ways.
+    /// The user; for a service account `system:serviceaccount:NAMESPACE:NAME`. `None` if the token names none, or names
+    /// a service account in two different ways.
     pub(super) subject: Option<Box<str>>,
 }
 
@@ -73,8 +74,8 @@ pub enum CredentialError {
     Claims,
 }
 
-/// The tokens that one connection has used last, so that each is read once. The bytes are compared, not a hash: a request
-/// must not be judged by the token of another one.
+/// The tokens that one connection has used last, so that each is read once. The bytes are compared, not a hash: a
+/// request must not be judged by the token of another one.
 #[derive(Default)]
 pub struct CredentialCache(Mutex<Vec<CachedToken>>);
 
@@ -103,8 +104,8 @@ impl Credentials {
         }
     }
 
-    /// Reads the credentials. `upgrade` is the protocol that the request may switch to. The result is the same before and
-    /// after `headers::rewrite_request`.
+    /// Reads the credentials. `upgrade` is the protocol that the request may switch to. The result is the same before
+    /// and after `headers::rewrite_request`.
     ///
     /// # Errors
     ///
@@ -134,33 +135,35 @@ impl Credentials {
         Ok(credentials)
     }
 
-    /// Every kind that the request counts as. A rule that denies applies if it names one of them; a rule that allows applies
-    /// only if it names all of them.
-    ///
-    /// A request with nothing but `Basic` also counts as one without a credential, because kube-apiserver has ignored such
-    /// a credential since 1.19: otherwise any `Basic x` would open what is closed to anonymous requests.
-    pub(super) fn kinds(&self) -> impl Iterator<Item = CredentialKind> {
-        let has_token = self.bearer.is_some() || self.websocket.is_some();
-        let basic = self.has_basic.then_some(CredentialKind::Basic);
-        let none = (!has_token && !self.is_certificate).then_some(CredentialKind::None);
-        let certificate = self.is_certificate.then_some(CredentialKind::Certificate);
+    /// The kind of each credential, with its issuer. The apiserver accepts the first one that is valid, so a rule that
+    /// allows must allow each of them. Without a credential this is one of the kind `none`.
+    pub(super) fn presented(&self) -> impl Iterator<Item = (CredentialKind, Option<&str>)> {
+        let others = [
+            (self.is_certificate, CredentialKind::Certificate),
+            (self.has_basic, CredentialKind::Basic),
+            (self.is_empty(), CredentialKind::None),
+        ];
+        let others = others.into_iter().filter(|(is_present, _)| *is_present);
         self.tokens()
-            .map(|token| token.kind)
-            .chain(certificate)
-            .chain(basic)
-            .chain(none)
+            .map(|token| (token.kind, token.issuer.as_deref()))
+            .chain(others.map(|(_, kind)| (kind, None)))
+    }
+
+    /// Whether the request has no credential, and not even a password, which the apiserver ignores.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bearer.is_none() && self.websocket.is_none() && !self.has_basic && !self.is_certificate
     }
 
     /// The tokens, of which the apiserver accepts the first valid one.
-    pub(super) fn tokens(&self) -> impl Iterator<Item = &BearerToken> {
+    fn tokens(&self) -> impl Iterator<Item = &BearerToken> {
         [&self.bearer, &self.websocket]
             .into_iter()
             .flatten()
             .map(AsRef::as_ref)
     }
 
-    /// The token that the apiserver has verified if it serves the request. `None` if there are two: it serves the request if
-    /// one of them is valid, and does not say which.
+    /// The token that the apiserver has verified if it serves the request. `None` if there are two: it serves the
+    /// request if one of them is valid, and does not say which.
     pub(super) fn into_only_token(self) -> Option<Arc<BearerToken>> {
         match (self.bearer, self.websocket) {
             (Some(token), None) | (None, Some(token)) => Some(token),
@@ -195,15 +198,15 @@ fn websocket_token(
     }
 }
 
-/// Whether the value of an `Authorization` field has this scheme. Go's `strings.TrimSpace` and Rust's `trim` remove the same
-/// characters; a tab between scheme and token is none of them.
+/// Whether the value of an `Authorization` field has this scheme. Go's `strings.TrimSpace` and Rust's `trim` remove the
+/// same characters; a tab between scheme and token is none of them.
 fn has_scheme(authorization: &str, scheme: &str) -> bool {
     let found = authorization.trim().split(' ').next().unwrap_or_default();
     found.eq_ignore_ascii_case(scheme)
 }
 
-/// The token of an `Authorization` field: the second of the words that single spaces separate. Two spaces make it empty, and
-/// the apiserver then ignores the field.
+/// The token of an `Authorization` field: the second of the words that single spaces separate. Two spaces make it
+/// empty, and the apiserver then ignores the field.
 fn bearer_token(authorization: &str) -> Option<&str> {
     let token = authorization.trim().split(' ').nth(1)?;
     (has_scheme(authorization, "bearer") && !token.is_empty()).then_some(token)
@@ -297,7 +300,8 @@ impl<'de> Visitor<'de> for ClaimsVisitor {
                     continue;
                 }
             };
-            // One decoder of the apiserver uses the last claim of a name in any case, and another one refuses the token.
+            // One decoder of the apiserver uses the last claim of a name in any case, and another one refuses the
+            // token.
             if slot.replace(map.next_value()?).is_some() {
                 return Err(A::Error::custom("a claim is given twice"));
             }
@@ -378,8 +382,8 @@ impl fmt::Debug for CredentialCache {
     }
 }
 
-/// Fuzz target: the first line of `bytes` is an `Authorization` field, the rest a subprotocol. Nothing panics, a cached token
-/// reads the same, and a token is the same in both places.
+/// Fuzz target: the first line of `bytes` is an `Authorization` field, the rest a subprotocol. Nothing panics, a cached
+/// token reads the same, and a token is the same in both places.
 pub(super) fn fuzz(bytes: &[u8]) {
     let mut parts = bytes.splitn(2, |byte| *byte == b'\n');
     let mut headers = HeaderMap::new();
@@ -396,7 +400,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
             let is_opaque = token.kind == CredentialKind::Opaque;
             assert!(!is_opaque || token.issuer.is_none() && token.subject.is_none());
         }
-        assert!(credentials.kinds().next().is_some(), "no kind");
+        assert!(credentials.presented().next().is_some(), "no kind");
     }
     let authorization = headers.get(header::AUTHORIZATION).cloned();
     let text = authorization

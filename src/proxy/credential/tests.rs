@@ -1,5 +1,5 @@
-//! Spellings of credentials, and what kube-apiserver makes of them: `bearertoken.go`, `websocket/protocol.go`, and the two
-//! readers of unverified claims, `serviceaccount/jwt.go` and `oidc.go`.
+//! Spellings of credentials, and what kube-apiserver makes of them: `bearertoken.go`, `websocket/protocol.go`, and the
+//! two readers of unverified claims, `serviceaccount/jwt.go` and `oidc.go`.
 
 use super::*;
 
@@ -26,7 +26,8 @@ fn read(
 }
 
 fn kinds(credentials: &Credentials) -> Vec<&'static str> {
-    credentials.kinds().map(CredentialKind::name).collect()
+    let presented = credentials.presented();
+    presented.map(|(kind, _issuer)| kind.name()).collect()
 }
 
 /// The kinds of a request with this `Authorization`.
@@ -72,9 +73,8 @@ fn authorization_is_read_as_the_apiserver_reads_it() {
         ("", &["none"]),
         // The tab belongs to the token, but the apiserver's reader of JWTs removes white space.
         ("Bearer \tJWT", &["jwt"]),
-        // The apiserver ignores user name and password.
-        ("Basic eDp5", &["basic", "none"]),
-        ("BASIC eDp5", &["basic", "none"]),
+        ("Basic eDp5", &["basic"]),
+        ("BASIC eDp5", &["basic"]),
     ] {
         assert_eq!(kinds_of(spelled(text)), kinds, "{text:?}");
     }

@@ -273,7 +273,8 @@ fn too_many_requests(message: &str, wait: u32) -> ErrorStatus {
     }
 }
 
-/// Without `Retry-After`: the same request is denied again. A client without a credential may have one elsewhere.
+/// Without `Retry-After`: the same request is denied again. A request without a credential gets a 401, because its
+/// client may have one that it has not sent.
 fn denied(denial: &Denial) -> ErrorStatus {
     if denial.is_anonymous() {
         ErrorStatus::new(StatusCode::UNAUTHORIZED, "Unauthorized", denial.message())

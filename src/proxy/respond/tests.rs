@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use http_body_util::BodyExt as _;
 
 use super::*;
-use crate::{hosts::UpstreamAddr, upstream::HttpError};
+use crate::{hosts::UpstreamAddr, tls_error::ChainError, upstream::HttpError};
 
 const NAME: &str = "secret.name.test";
 const BAD_GATEWAY: u16 = 502;
@@ -59,7 +59,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
     ]
 }
 
-const REJECTIONS: [(Rejection, u16, &str); 17] = [
+const REJECTIONS: [(Rejection, u16, &str); 24] = [
     (Rejection::Connect, 405, "MethodNotAllowed"),
     (
         Rejection::HeaderFields(7),
@@ -85,13 +85,44 @@ const REJECTIONS: [(Rejection, u16, &str); 17] = [
     (Rejection::Expectation, 417, "ExpectationFailed"),
     (Rejection::UpgradeWithBody, 400, "BadRequest"),
     (Rejection::UpgradeCheck, 400, "UpgradeCheck"),
+    (
+        Rejection::Certificate(CertificateRefusal::System),
+        403,
+        "Forbidden",
+    ),
+    (
+        Rejection::Certificate(CertificateRefusal::Chain(ChainError::Expired)),
+        401,
+        "Unauthorized",
+    ),
+    (Rejection::CertificateOfOtherHost, 421, "MisdirectedRequest"),
+    (
+        Rejection::Credential(CredentialError::RepeatedAuthorization),
+        400,
+        "BadRequest",
+    ),
+    (
+        Rejection::Credential(CredentialError::RepeatedSubprotocol),
+        400,
+        "BadRequest",
+    ),
+    (
+        Rejection::Credential(CredentialError::Claims),
+        400,
+        "BadRequest",
+    ),
+    (Rejection::AmbiguousPath, 400, "BadRequest"),
 ];
 
 fn all_errors() -> Vec<Error> {
     let rejections = REJECTIONS
         .iter()
         .map(|(rejection, ..)| Error::from(*rejection));
-    let others = [Error::UnexpectedProtocol, Error::RedirectedUpgrade];
+    let others = [
+        Error::UnexpectedProtocol,
+        Error::RedirectedUpgrade,
+        Error::FrontProxyExpired,
+    ];
     let upstream = upstream_errors().into_iter().map(Error::from);
     rejections.chain(others).chain(upstream).collect()
 }
@@ -171,7 +202,8 @@ async fn only_unprocessed_request_gets_retry_after() {
     assert_eq!(with, 7);
     for error in all_errors() {
         let (head, _) = parsed(&error).await;
-        if head.status.as_u16() == BAD_GATEWAY || matches!(error, Error::Rejected(_)) {
+        let must_not_repeat = matches!(error, Error::Rejected(_) | Error::FrontProxyExpired);
+        if head.status.as_u16() == BAD_GATEWAY || must_not_repeat {
             assert_eq!(head.headers.get(header::RETRY_AFTER), None, "{error:?}");
         }
     }

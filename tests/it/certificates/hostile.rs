@@ -243,8 +243,8 @@ async fn chain_that_is_too_long_ends_the_handshake() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
-/// The rules look at who the proxy says that the client is. A certificate that does not count hides no token, and a token
-/// hides no certificate.
+/// The rules look at who the proxy says that the client is. A certificate that does not count hides no token, and a
+/// token hides no certificate.
 #[tokio::test]
 async fn rules_judge_the_credential_that_travels() {
     let account = format!(
@@ -316,7 +316,8 @@ async fn visit(client: &Client, name: &str) -> bool {
     is_resumed
 }
 
-/// A ticket of one name must not skip the request for a certificate under another one, or bring the user of another cluster.
+/// A ticket of one name must not skip the request for a certificate under another one, or bring the user of another
+/// cluster.
 #[tokio::test]
 async fn session_of_one_name_is_not_resumed_under_another() {
     for second_asks in [false, true] {

@@ -121,8 +121,8 @@ pub(super) fn is_front_proxy(upstream: &Upstream, request: &Received) -> bool {
         .is_empty()
 }
 
-/// Asserts for all requests so far: the fields of the proxy travel on connections with its certificate, and nothing else
-/// does.
+/// Asserts for all requests so far: the fields of the proxy travel on connections with its certificate, and nothing
+/// else does.
 #[track_caller]
 pub(super) fn assert_never_mixed(upstream: &Upstream) {
     for request in upstream.requests() {

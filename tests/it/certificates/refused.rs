@@ -16,8 +16,8 @@ use crate::{
     responses::{BOTH, Protocol},
 };
 
-/// Asserts that the proxy refuses this certificate with this status and reason, and that it changes nothing for a client
-/// with a token.
+/// Asserts that the proxy refuses this certificate with this status and reason, and that it changes nothing for a
+/// client with a token.
 async fn assert_refused(
     proxy: &Proxy,
     upstream: &Upstream,

@@ -59,8 +59,8 @@ fn exec(bearer: Option<&str>, protocol: Option<&str>) -> String {
     )
 }
 
-/// The tokens that kube-apiserver tries, one after the other: that of the first `Authorization`, and on a WebSocket upgrade
-/// that of the subprotocol.
+/// The tokens that kube-apiserver tries, one after the other: that of the first `Authorization`, and on a WebSocket
+/// upgrade that of the subprotocol.
 fn tokens(headers: &HeaderMap) -> Vec<String> {
     let text = |name| {
         headers
@@ -88,8 +88,8 @@ fn tokens(headers: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-/// Like kube-apiserver: serves a request with a good token or without one, and answers a preflight request before it looks
-/// at tokens.
+/// Like kube-apiserver: serves a request with a good token or without one, and answers a preflight request before it
+/// looks at tokens.
 async fn apiserver(request: Request<RequestBody>) -> Response<ResponseBody> {
     let tokens = tokens(request.headers());
     let is_known = tokens.is_empty() || tokens.iter().any(|token| token.ends_with(".Z29vZA"));

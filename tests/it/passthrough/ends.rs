@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use super::{PASSED, RawApiserver, connect, hello, open, read, rest, setup};
 use crate::{
     admin::wait_for_numbers,
-    proxy::{HOST, World},
+    proxy::{HOST, Proxy, Setup, World},
 };
 
 #[tokio::test]
@@ -61,18 +61,23 @@ async fn client_that_does_not_read_stops_the_apiserver() {
     assert_eq!(rest(&mut client).await.len(), written);
 }
 
+/// A proxy that gives tunnels this time at the drain, and requests nearly none.
+fn with_drain_of_tunnels(setup: Setup<'_>, time: Duration) -> Proxy {
+    let setup = setup.timeouts(|timeouts| {
+        timeouts.drain = Duration::from_millis(1);
+        timeouts.drain_tunnels = time;
+    });
+    setup.start()
+}
+
 /// No client can resume a passed connection, so it gets the time of tunnels.
 #[tokio::test]
 async fn drain_gives_passed_connections_the_time_of_tunnels() {
     let world = World::new();
     let terminated = world.apiserver().start().await;
     let direct = RawApiserver::start().await;
-    let mut proxy = setup(&world, terminated.address(), direct.address())
-        .timeouts(|timeouts| {
-            timeouts.drain = Duration::from_millis(1);
-            timeouts.drain_tunnels = standin::WAIT * 10;
-        })
-        .start();
+    let setup = setup(&world, terminated.address(), direct.address());
+    let mut proxy = with_drain_of_tunnels(setup, standin::WAIT * 10);
     let (mut client, mut server) = open(&proxy, &direct).await;
     let (mut other, other_server) = open(&proxy, &direct).await;
     proxy.begin_shutdown();
@@ -91,12 +96,8 @@ async fn deadline_of_the_drain_closes_passed_connections() {
     let world = World::new();
     let terminated = world.apiserver().start().await;
     let direct = RawApiserver::start().await;
-    let mut proxy = setup(&world, terminated.address(), direct.address())
-        .timeouts(|timeouts| {
-            timeouts.drain = Duration::from_millis(1);
-            timeouts.drain_tunnels = Duration::from_millis(50);
-        })
-        .start();
+    let setup = setup(&world, terminated.address(), direct.address());
+    let mut proxy = with_drain_of_tunnels(setup, Duration::from_millis(50));
     let (mut client, mut server) = open(&proxy, &direct).await;
     proxy.begin_shutdown();
     assert_eq!(rest(&mut client).await, b"");
@@ -183,7 +184,8 @@ async fn passed_connection_counts_for_the_limits_of_its_client() {
     open(&proxy, &direct).await;
 }
 
-/// The proxy computes nothing for a handshake that the apiserver runs. Clients whose handshakes take all slots do not delay it.
+/// The proxy computes nothing for a handshake that the apiserver runs. Clients whose handshakes take all slots do not
+/// delay it.
 #[tokio::test]
 async fn passed_connection_needs_no_handshake_slot() {
     let world = World::new();

@@ -27,8 +27,8 @@ async fn wait_for_health(proxy: &Proxy, address: SocketAddr, healthy: f64) {
     wait_for_numbers(proxy.admin(), &[(&series, healthy)]).await;
 }
 
-/// Up to three endpoints get the `ClientHello`, and the client notices nothing. An endpoint that closes without an answer
-/// stays in the choice, because the `ClientHello` of a client may be the reason.
+/// Up to three endpoints get the `ClientHello`, and the client notices nothing. An endpoint that closes without an
+/// answer stays in the choice, because the `ClientHello` of a client may be the reason.
 #[tokio::test]
 async fn endpoint_that_answers_is_found_after_dead_ones() {
     let world = World::new();
@@ -91,7 +91,7 @@ async fn silent_endpoint_is_overtaken_by_the_next_one() {
     }
 }
 
-/// The proxy sends no byte of its own after a `ClientHello` for a passthrough host: no alert, and no HTTP.
+/// Once an apiserver may have the `ClientHello`, the proxy sends no byte of its own: no alert, and no HTTP.
 #[tokio::test]
 async fn no_answer_is_a_close_without_a_byte() {
     let world = World::new();
@@ -121,8 +121,8 @@ async fn no_answer_is_a_close_without_a_byte() {
     }
 }
 
-/// While the apiserver is down, kubectl says so at once: it prints the alert, and repeats a GET after a plain close. No endpoint
-/// has the `ClientHello` then.
+/// While the apiserver is down, kubectl says so at once: it prints the alert, and repeats a GET after a plain close. No
+/// endpoint has the `ClientHello` then.
 #[tokio::test]
 async fn apiserver_that_is_down_is_an_alert() {
     let world = World::new();

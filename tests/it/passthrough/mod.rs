@@ -1,4 +1,5 @@
-//! Connections that are passed through: the apiserver gets the bytes of the client, and the client those of the apiserver.
+//! Connections that are passed through: the apiserver gets the bytes of the client, and the client those of the
+//! apiserver.
 
 mod ends;
 mod failures;
@@ -116,8 +117,8 @@ async fn with_kubeadm(world: &World) -> (Upstream, Upstream, Proxy) {
     (terminated, direct, proxy)
 }
 
-/// The client speaks TLS with the apiserver itself, so that a client certificate works and no header is added. The other host
-/// of the same port is terminated.
+/// The client speaks TLS with the apiserver itself, so that a client certificate works and no header is added. The
+/// other host of the same port is terminated.
 #[tokio::test]
 async fn both_kinds_of_hosts_are_served_on_one_port() {
     let world = World::new();
@@ -140,8 +141,8 @@ async fn both_kinds_of_hosts_are_served_on_one_port() {
     assert_eq!(terminated.requests().len(), 1);
 }
 
-/// A wildcard of a terminated cluster covers a passthrough host: the exact name decides, and a request for it on a connection
-/// for another name is refused, because its client must verify the apiserver itself.
+/// A wildcard of a terminated cluster covers a passthrough host: the exact name decides, and a request for it on a
+/// connection for another name is refused, because its client must verify the apiserver itself.
 #[tokio::test]
 async fn exact_name_decides_between_wildcard_and_passthrough() {
     let world = World::new();
