@@ -126,7 +126,7 @@ fn decide(
         }
         Err(rejection) => {
             let text = format!("refused with 400 before a rule is asked: {rejection}");
-            let fix = "write the path without escapes, empty parts, `.`, `..` and `;`, or give another token";
+            let fix = "for a path, write it without escapes, empty parts, `.`, `..` and `;`; for a token, get another one";
             recorder.failed(Check::Access, Message::new(text, fix));
         }
     }

@@ -72,7 +72,7 @@ pub(super) async fn direct(
     let now = SystemTime::now();
     if let Err(refused) = clients.ca.verify(chain, now) {
         let text = format!("the proxy does not accept the client certificate: it {refused}");
-        let fix = "give the CA of the certificate as `clientCertificates.ca`";
+        let fix = "give a valid certificate of `clientCertificates.ca`, or add the CA of this one to that file";
         recorder.failed(Check::Whoami, Message::new(text, fix));
         return Some(direct);
     }

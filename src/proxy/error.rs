@@ -34,7 +34,7 @@ pub enum Error {
     /// user's token along.
     #[error("the apiserver redirected an upgrade request")]
     RedirectedUpgrade,
-    /// The certificate has expired with which the proxy tells the apiserver who the owner of a client certificate is.
+    /// The front-proxy certificate, which names the owner of a client certificate to the apiserver, has expired.
     #[error("the front-proxy certificate has expired")]
     FrontProxyExpired,
 }

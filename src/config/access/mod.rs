@@ -93,7 +93,7 @@ struct SelectorsEntry {
     paths: Option<Spanned<Vec<Parsed<PathPattern>>>>,
 }
 
-/// The spelling of [`CredentialKind`] for the schema.
+/// The kind of a credential; `none` is a request without one.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", inline)]
 #[expect(dead_code, reason = "only its schema is used")]

@@ -151,8 +151,7 @@ fn error_status(error: &Error) -> ErrorStatus {
             // A person has to renew it.
             retry_after: None,
             ..unavailable(
-                "the certificate has expired with which the proxy names users of client certificates to the apiserver; \
-                 its operator must renew it, and until then a token works",
+                "the front-proxy certificate of this proxy has expired; its operator must renew it, and until then a token works",
             )
         },
     }
