@@ -9,11 +9,8 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{SHA256, digest};
 use http::{HeaderMap, HeaderName, Method, StatusCode, request::Parts};
 
-use super::{
-    credential::{BearerToken, CredentialCache, Credentials},
-    policy::UpgradeToken,
-};
-use crate::{activity::EndUser, config::LoggedUser};
+use super::credential::{BearerToken, CredentialCache, Credentials};
+use crate::{activity::EndUser, config::LoggedUser, upgrade_token::UpgradeToken};
 
 /// The token that names the user of a request, before the apiserver has verified it. `head` is the one that goes to the
 /// apiserver.

@@ -58,13 +58,14 @@ use crate::{
     drain::Drain,
     hosts::PeerAddr,
     metrics::{ClusterSlot, Connected},
+    upgrade_token::UpgradeToken,
     upstream::{ClientLeases, Cluster, RequestBody, UpstreamError, UpstreamRequest},
 };
 use access_log::AccessLog;
 use body::Content;
 use credential::CredentialPlace;
 use headers::Forwarded;
-use policy::{Admitted, ConnectionNames, UpgradeToken};
+use policy::{Admitted, ConnectionNames};
 use request_client::{LoggedPeers, RequestClient};
 use request_id::RequestId;
 use respond::Reader;

@@ -14,7 +14,6 @@ use super::{
     access_log::AccessLog,
     body::Content,
     certificate_ended, close_after, headers,
-    policy::UpgradeToken,
     request_client::LoggedPeers,
     tunnel::{self, Carried, TunnelError},
 };
@@ -23,6 +22,7 @@ use crate::{
     ending::{EndReason, Ending},
     http1::Upgraded,
     text::error_chain,
+    upgrade_token::UpgradeToken,
     upstream::{RequestBody, UpstreamRequest},
 };
 

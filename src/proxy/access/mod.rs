@@ -16,13 +16,13 @@ use http::{Method, Uri, header, request::Parts};
 use super::{
     Error, Rejection,
     credential::{CredentialCache, CredentialError, CredentialPlace, Credentials},
-    policy::UpgradeToken,
     request_info::RequestInfo,
 };
 use crate::{
     cidr::AddressList,
     config::{AccessRule, CONNECTIONS, CredentialKind, RuleEffect},
     text::escape,
+    upgrade_token::UpgradeToken,
 };
 
 /// The rules of one cluster.

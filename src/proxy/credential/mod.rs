@@ -24,8 +24,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use super::policy::UpgradeToken;
-use crate::{config::CredentialKind, text::WEBSOCKET_TOKEN};
+use crate::{config::CredentialKind, text::WEBSOCKET_TOKEN, upgrade_token::UpgradeToken};
 
 /// The credentials that the apiserver finds in a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

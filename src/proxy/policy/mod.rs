@@ -15,6 +15,7 @@ use crate::{
     config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
     proxy::identity::{CertificateRefusal, ClientCertificates},
+    upgrade_token::UpgradeToken,
     upstream::Cluster,
 };
 
