@@ -8,7 +8,7 @@ default:
 check:
     .ci/run all
 
-# Some of its steps: test fmt clippy doc deny demo h2spec browser sbom workflows packaging cluster
+# Some of its steps: test fmt clippy doc deny demo h2spec acme browser sbom workflows packaging cluster
 step +STEPS:
     .ci/run {{STEPS}}
 

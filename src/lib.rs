@@ -39,6 +39,7 @@
 //! whether a certificate is still valid (rustls). No request is sent twice unless it provably
 //! was not processed ([`upstream::ClientLeases::send`]).
 
+pub mod acme;
 pub mod activity;
 pub mod admin;
 pub mod app;

@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "app",
         &[
+            "acme",
             "admin",
             "clients",
             "config",
@@ -33,9 +34,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
+    ("acme", &["config", "drain", "pki"]),
     (
         "admin",
         &[
+            "acme",
             "activity",
             "clients",
             "config",
@@ -67,6 +70,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "check",
         &[
+            "acme",
             "admin",
             "app",
             "config",

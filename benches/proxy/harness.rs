@@ -6,8 +6,8 @@ use criterion::{BenchmarkGroup, measurement::WallTime};
 use kube_tls_proxy::{
     app::App,
     config::{
-        Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
-        RequestHost, Timeouts, TrustSource,
+        Capacity, CertificateSource, ClusterConfig, Config, IdentityFiles, Limits, LogConfig,
+        LogFormat, LoggedUser, RequestHost, Timeouts, TrustSource,
     },
 };
 use rustls::client::Resumption;
@@ -46,7 +46,7 @@ impl World {
             runtime.block_on(apiserver::start(cluster.server(&[APISERVER])));
         let (certificate, key) = public.server(&[HOST]).write(&files, "public");
         let ca = files.write("ca.crt", cluster.pem());
-        let identities = vec![IdentityFiles { certificate, key }];
+        let identities = vec![IdentityFiles { certificate, key }.into()];
         let config = config(upstream.address(), identities, TrustSource::File(ca));
         let app = App::bind(Box::new(move || Ok(config.clone()))).expect("a valid configuration");
         let address = *app.addresses().first().expect("one address is bound");
@@ -92,7 +92,7 @@ impl World {
     }
 }
 
-fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSource) -> Config {
+fn config(upstream: SocketAddr, identities: Vec<CertificateSource>, trust: TrustSource) -> Config {
     Config {
         sources: Vec::new(),
         listen: vec![SocketAddr::from(([127, 0, 0, 1], 0)).into()],

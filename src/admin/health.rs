@@ -123,6 +123,13 @@ fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
     }) {
         return None;
     }
+    let pending = report.material.pending.iter().map(|config| {
+        let names = config.names.join(", ");
+        match sources.acme.of(config).and_then(|report| report.failure) {
+            Some(failure) => format!("{names}: no certificate yet: {failure}"),
+            None => format!("{names}: no certificate yet; the CA has been asked for one"),
+        }
+    });
     let each = identities.iter().map(|identity| {
         let (names, leaf) = (identity.names().join(", "), identity.summary());
         if leaf.not_before > now {
@@ -133,7 +140,7 @@ fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
             format!("{names}: expired on {on}; renew the certificate")
         }
     });
-    Some(each.collect::<Vec<_>>().join("; "))
+    Some(each.chain(pending).collect::<Vec<_>>().join("; "))
 }
 
 /// Passes if one endpoint is healthy: an outage of one cluster does not affect clients of the others. The warning then
@@ -227,6 +234,7 @@ pub(super) mod tests {
         let (reloader, _) = Reloader::new(config, material, &[], now).unwrap();
         let (tell, phase) = watch::channel(phase);
         let sources = Sources {
+            acme: Arc::default(),
             metrics: Arc::new(Metrics::new(2)),
             heartbeats: Heartbeats::new(2),
             report: reloader.report(),

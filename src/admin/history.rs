@@ -217,6 +217,7 @@ impl Details {
                 Handshake::Passed,
                 Handshake::Closed,
                 Handshake::Denied,
+                Handshake::Challenge,
             ];
             let unfailed = unfailed.map(|it| worker.handshakes.value(it));
             details.handshakes += handshakes;

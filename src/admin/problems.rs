@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     metrics::CodeClass,
-    pki::CertSummary,
+    pki::{CertSummary, UtcDate},
     reload::ReloadReport,
     upstream::{EndpointHealth, Health},
 };
@@ -25,6 +25,14 @@ pub(super) fn problems(
     apiservers(report, &mut found);
     expiry(report, now, &mut found);
     client_certificates(report, now, &mut found);
+    found.extend(sources.acme.all().into_iter().filter_map(|certificate| {
+        let (names, failure) = (certificate.names.join(", "), certificate.failure?);
+        let next = certificate
+            .next
+            .map(|at| format!("; next attempt at {}", UtcDate(at)));
+        let next = next.unwrap_or_default();
+        Some(format!("{names}: no new certificate: {failure}{next}"))
+    }));
     if let Some(failure) = &report.failure {
         found.push(format!(
             "the last reload failed, and the previous configuration stays in use: {failure}"

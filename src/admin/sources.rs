@@ -5,13 +5,14 @@ use std::{fs, net::SocketAddr, sync::Arc, time::SystemTime};
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
+    acme::AcmeReports,
     clients::ClientTable,
     drain::Phase,
     heartbeat::Heartbeats,
     memory::{MemoryPressure, resident_bytes},
     metrics::{
-        self, Counter, Exposition, ExpositionFormat, Family, Label, MetricValue as _, Metrics,
-        Reloaded,
+        self, Counter, Exposition, ExpositionFormat, Family, Issued, Label, MetricValue as _,
+        Metrics, Reloaded,
     },
     pki::{Identity, RevocationLists},
     process,
@@ -28,6 +29,8 @@ pub struct Sources {
     pub heartbeats: Heartbeats,
     /// The configuration and files in use, and the result of the last reload.
     pub report: watch::Receiver<ReloadReport>,
+    /// The certificates that come from a CA by ACME.
+    pub acme: Arc<AcmeReports>,
     /// The phase between start and end of the process.
     pub phase: watch::Receiver<Phase>,
     /// The addresses that clients connect to.
@@ -72,6 +75,23 @@ impl Sources {
                 (unix_seconds(leaf.not_before), unix_seconds(leaf.not_after));
             to.number(&metrics::CERTIFICATE_NOT_BEFORE, name.clone(), not_before);
             to.number(&metrics::CERTIFICATE_NOT_AFTER, name, not_after);
+        }
+        for certificate in self.acme.all() {
+            let name = certificate.names.first().cloned().unwrap_or_default();
+            for (result, count) in [
+                (Issued::Ok, certificate.renewed),
+                (Issued::Failed, certificate.failed),
+            ] {
+                let labels = vec![
+                    ("name", name.clone().into()),
+                    ("result", result.label().into()),
+                ];
+                Counter::from(count).expose(&metrics::ACME_ORDERS, labels, to);
+            }
+            if let Some(next) = certificate.next {
+                let labels = vec![("name", name.into())];
+                to.number(&metrics::ACME_NEXT_ORDER, labels, unix_seconds(next));
+            }
         }
         for (cluster, trust) in &report.material.clusters {
             let first = trust.summaries().iter().min_by_key(|ca| ca.not_after);

@@ -3,8 +3,8 @@
 use std::{io, net::SocketAddr};
 
 use crate::{
-    admin::AdminError, config::ConfigError, listen_error::ListenError, pki::PkiError,
-    reload::ReloadError,
+    acme::StoreError, admin::AdminError, config::ConfigError, listen_error::ListenError,
+    pki::PkiError, reload::ReloadError,
 };
 
 /// An error that ends the process.
@@ -22,6 +22,9 @@ pub enum AppError {
     /// The log filter is malformed.
     #[error("--log-level is not a filter such as `info` or `info,kube_tls_proxy=debug`")]
     LogFilter(#[source] tracing_subscriber::filter::ParseError),
+    /// The store of a certificate by ACME.
+    #[error(transparent)]
+    Acme(#[from] StoreError),
     /// A listening socket cannot be opened.
     #[error("cannot listen on {address}")]
     Listen {

@@ -27,6 +27,7 @@ pub use error::AppError;
 pub use workers::FastStop;
 
 use crate::{
+    acme::AcmeUpkeep,
     admin::{Admin, Sources},
     clients::ClientTable,
     config::{Capacity, Config, LogConfig},
@@ -50,6 +51,7 @@ pub struct App {
     owner: Owner,
     shared: Arc<Shared>,
     reloader: Reloader,
+    acme: AcmeUpkeep,
     source: ConfigLoader,
     reload_now: Arc<Notify>,
     phase: Arc<watch::Sender<Phase>>,
@@ -100,6 +102,8 @@ impl App {
         let inherited_addresses = addresses_of(&inherited)?;
         let (reloader, snapshot) = Reloader::new(config, material, &inherited_addresses, now)?;
         let config = reloader.config();
+        let reload_now = Arc::default();
+        let acme = AcmeUpkeep::new(config, reloader.challenges(), &reload_now)?;
         let (addresses, sockets) = open(config, &inherited, inherited_addresses)?;
         let owner = if inherited.is_empty() {
             Owner::Proxy
@@ -125,8 +129,9 @@ impl App {
             owner,
             shared: Arc::new(shared),
             reloader,
+            acme,
             source,
-            reload_now: Arc::default(),
+            reload_now,
             phase: Arc::new(watch::Sender::new(Phase::Serving)),
             stop: FastStop::default(),
             metrics,
@@ -205,7 +210,7 @@ impl App {
     ///
     /// Dropping the future makes the workers drain by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
-        let (shared, mut reloader) = (self.shared, self.reloader);
+        let (shared, mut reloader, mut acme) = (self.shared, self.reloader, self.acme);
         let Capacity {
             spare_sockets,
             memory,
@@ -216,6 +221,7 @@ impl App {
             metrics: Arc::clone(&self.metrics),
             heartbeats: self.heartbeats.clone(),
             report: reloader.report(),
+            acme: acme.reports(),
             phase: self.phase.subscribe(),
             listening: self.addresses,
             clients: Arc::clone(&shared.clients),
@@ -237,6 +243,7 @@ impl App {
             &self.metrics,
             &self.heartbeats,
         )?;
+        acme.update(reloader.config());
         let reloading = async {
             loop {
                 tokio::select! {
@@ -252,6 +259,7 @@ impl App {
                     report_reload(reloader.changes());
                 }
                 reloader.publish();
+                acme.update(reloader.config());
             }
         };
         let give_up = || {

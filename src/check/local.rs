@@ -13,7 +13,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Check, Message, Plan, Recorder};
+use super::{Check, Message, Plan, Recorder, acme};
 use crate::{
     admin::Admin,
     app::AppError,
@@ -49,9 +49,18 @@ pub(super) async fn check(
     }
     let now = SystemTime::now();
     let mut identities = Vec::with_capacity(config.identities.len());
-    for files in &config.identities {
-        match Identity::load(files, now).map_err(|error| error.naming_place(&config.sources)) {
-            Ok(identity) => {
+    let mut is_invalid = false;
+    let mut pending = Vec::new();
+    for source in &config.identities {
+        let loaded = Identity::from_source(source, now);
+        match loaded.map_err(|error| error.naming_place(&config.sources)) {
+            Ok(None) => {
+                if let Some(acme) = source.acme() {
+                    acme::pending(acme, recorder);
+                    pending.extend(acme.names.iter().cloned());
+                }
+            }
+            Ok(Some(identity)) => {
                 check_certificate(&identity, now, recorder);
                 check_acceptance(plan, &identity, now, recorder);
                 identities.push(identity);
@@ -59,13 +68,17 @@ pub(super) async fn check(
             Err(error) => {
                 recorder.failed(Check::Certificate, Message::from_error(&error));
                 recorder.skipped(&[Check::Trust], "the certificate is invalid");
+                is_invalid = true;
             }
         }
+        if let Some(acme) = source.acme() {
+            acme::check(plan, acme, config, recorder).await;
+        }
     }
-    if identities.len() == config.identities.len() {
-        check_hosts(&config.clusters, &identities, recorder);
-    } else {
+    if is_invalid {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
+    } else {
+        check_hosts(&config.clusters, &identities, &pending, recorder);
     }
     if !plan.offline {
         for entry in &config.listen {
@@ -76,7 +89,7 @@ pub(super) async fn check(
         }
     }
     let names = identities.iter().flat_map(Identity::names);
-    names.cloned().collect()
+    names.chain(&pending).cloned().collect()
 }
 
 /// Says how many client connections there may be, and why. Warns of more than the memory is enough for.
@@ -260,10 +273,16 @@ fn check_acceptance(
 }
 
 /// Checks that every name that leads to a cluster is in a certificate.
-fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &mut Recorder<'_>) {
+fn check_hosts(
+    clusters: &[ClusterConfig],
+    identities: &[Identity],
+    pending: &[String],
+    recorder: &mut Recorder<'_>,
+) {
     let names = identities
         .iter()
         .flat_map(Identity::names)
+        .chain(pending)
         .map(String::as_str);
     let (passed, clusters): (Vec<_>, Vec<_>) =
         clusters.iter().partition(|cluster| cluster.passthrough);
@@ -281,7 +300,7 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
         .flat_map(|cluster| cluster.hosts.iter().map(String::as_str))
         .collect();
     let hosts = clusters.iter().flat_map(|cluster| &cluster.hosts);
-    if let Some(uncovered) = uncovered_hosts(hosts, identities) {
+    if let Some(uncovered) = uncovered_hosts(hosts, identities, pending) {
         return recorder.failed(Check::Hosts, Message::from_sentence(&uncovered));
     }
     // With one cluster, the names in the certificates lead to it too.

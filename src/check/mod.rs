@@ -4,6 +4,7 @@
 //! A check that depends on a failed one is reported as skipped.
 
 mod access;
+mod acme;
 mod apiserver;
 mod dial;
 mod http;

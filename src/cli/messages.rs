@@ -18,6 +18,7 @@ pub(super) fn exit_code(error: &AppError) -> ExitCode {
     match error {
         AppError::Config(_)
         | AppError::Pki(_)
+        | AppError::Acme(_)
         | AppError::Setup(_)
         | AppError::LogFilter(_)
         | AppError::Listen { .. }

@@ -17,7 +17,7 @@ use clap::{
 pub struct ServeArgs {
     /// Addresses to listen on.
     #[arg(
-        help = "Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]"
+        help = "Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443; with ACME [::]:443]"
     )]
     #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
     #[arg(env = "KUBE_TLS_PROXY_LISTEN", help_heading = CLIENTS)]
@@ -42,6 +42,31 @@ pub struct ServeArgs {
     #[arg(long = "key", value_name = "FILE", value_parser = path(), value_delimiter = ',')]
     #[arg(env = "KUBE_TLS_PROXY_KEY", help_heading = CLIENTS)]
     pub keys: Vec<PathBuf>,
+
+    /// Get a certificate for this name from a CA by ACME, and renew it; repeat for more names
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(env = "KUBE_TLS_PROXY_ACME", help_heading = CLIENTS)]
+    pub acme: Vec<String>,
+
+    /// Email address for the ACME account
+    #[arg(long, value_name = "ADDRESS")]
+    #[arg(env = "KUBE_TLS_PROXY_ACME_EMAIL", help_heading = CLIENTS)]
+    pub acme_email: Option<String>,
+
+    /// ACME directory of the CA; its terms of service apply [default: Let's Encrypt]
+    #[arg(long, value_name = "URL")]
+    #[arg(env = "KUBE_TLS_PROXY_ACME_DIRECTORY", help_heading = CLIENTS)]
+    pub acme_directory: Option<String>,
+
+    /// PEM file with the CAs that verify the ACME directory [default: the public CAs]
+    #[arg(long, value_name = "FILE", value_parser = path())]
+    #[arg(env = "KUBE_TLS_PROXY_ACME_DIRECTORY_CA", help_heading = CLIENTS)]
+    pub acme_directory_ca: Option<PathBuf>,
+
+    /// Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]
+    #[arg(long, value_name = "DIR", value_parser = path())]
+    #[arg(env = "KUBE_TLS_PROXY_ACME_STORE", help_heading = CLIENTS)]
+    pub acme_store: Option<PathBuf>,
 
     /// Host name to serve, in addition to the names in the certificates; repeat for more
     #[arg(long = "host", value_name = "NAME", value_delimiter = ',')]
@@ -165,6 +190,11 @@ impl ServeArgs {
             trusted_proxies: texts(&self.trusted_proxies),
             certificates: paths(&self.certificates),
             keys: paths(&self.keys),
+            acme: texts(&self.acme),
+            acme_email: text(&self.acme_email),
+            acme_directory: text(&self.acme_directory),
+            acme_directory_ca: path(&self.acme_directory_ca),
+            acme_store: path(&self.acme_store),
             hosts: texts(&self.hosts),
             upstream: text(&self.upstream),
             upstream_ca: path(&self.upstream_ca),

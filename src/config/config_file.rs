@@ -16,6 +16,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use super::{
     LogFormat, LoggedUser, RequestHost,
     access::AccessRuleEntry,
+    acme::{SourceEntry, SourceForms},
     error::SettingError,
     limits::{LimitsSection, TimeoutsSection},
     listen::{ListenAddr, ListenEntry},
@@ -40,7 +41,8 @@ pub(super) struct ConfigFile {
     /// Worker threads; by default the CPUs this process may use.
     pub(super) workers: Option<Count<1, 1024>>,
     /// Certificates to present to clients; a client that sends no server name gets the first one.
-    pub(super) certificates: Option<Vec<CertificateEntry>>,
+    #[schemars(with = "Option<Vec<SourceForms>>")]
+    pub(super) certificates: Option<Vec<Spanned<SourceEntry>>>,
     /// The apiservers, by public host name.
     #[schemars(with = "Option<Vec<ClusterEntry>>")]
     pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,

@@ -249,6 +249,8 @@ pub enum SettingError {
     DuplicateHost { host: String, first: String },
     #[error("{problem}")]
     Access { problem: &'static str },
+    #[error("{problem}")]
+    Acme { problem: &'static str },
     #[error("the `name` of the cluster is empty; give it a short one for the logs")]
     EmptyName,
     #[error(
@@ -290,7 +292,7 @@ pub enum SettingError {
     )]
     UnevenPairs { certificates: usize, keys: usize },
     #[error(
-        "no certificate is given; add --cert FILE and --key FILE, or `certificates` in a --config file"
+        "no certificate is given; add --cert FILE and --key FILE, or --acme NAME to get one from a CA, or `certificates` in a --config file"
     )]
     NoCertificate,
     #[error(

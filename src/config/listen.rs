@@ -237,6 +237,7 @@ pub(super) fn load(
     args: &ServeArgs,
     file: &mut ConfigFile,
     source: &ConfigSource,
+    default: SocketAddr,
 ) -> Result<Vec<ListenConfig>, ConfigError> {
     let mut listen = match file.listen.take() {
         Some(listen) if listen.value.is_empty() => {
@@ -248,7 +249,7 @@ pub(super) fn load(
                 .map(|ListenEntry(section)| from_section(section, source))
                 .collect::<Result<_, _>>()?
         }
-        None => vec![DEFAULT_LISTEN.into()],
+        None => vec![default.into()],
     };
     if !args.listen.is_empty() {
         // Else a flag would open a port to clients that the file keeps out.
@@ -355,5 +356,9 @@ fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
     a.port() == b.port() && a.port() != 0 && (includes(a, b) || includes(b, a))
 }
 
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);
+/// The address of a proxy that gets none.
+pub(super) const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 8443);
+/// The address that a CA connects to for `tls-alpn-01`.
+pub(super) const HTTPS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 443);
 const NOT_A_LISTEN_ADDRESS: &str = "is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443";

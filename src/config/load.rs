@@ -6,8 +6,8 @@
 use std::{net::SocketAddr, num::NonZeroUsize};
 
 use super::{
-    Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
-    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, access, clusters,
+    Capacity, Config, ConfigError, Environment, FileKind, Limits, LogConfig, LogFormat, LoggedUser,
+    ServeArgs, SettingError, Timeouts, access, acme, clusters,
     config_file::{AdminSection, ConfigFile, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     listen::{self, ListenAddr},
@@ -47,11 +47,18 @@ fn load_given(
         file: path.unwrap_or_default(),
     };
     let workers = workers(args, &file, env)?;
-    let identities = identities(args, &mut file, &source)?;
+    let identities = acme::load(args, file.certificates.take(), &source, env)?;
     // If neither flag nor file gives an address, systemd may pass on the sockets instead.
     let has_address = !args.listen.is_empty() || file.listen.is_some();
+    // A CA validates on this port, whatever the proxy listens on.
+    let is_acme = identities.iter().any(|source| source.acme().is_some());
+    let default_listen = if is_acme {
+        listen::HTTPS
+    } else {
+        listen::DEFAULT_LISTEN
+    };
     let (listen, admin) = (
-        listen::load(args, &mut file, &source)?,
+        listen::load(args, &mut file, &source, default_listen)?,
         admin(args, file.admin.as_ref())?,
     );
     if has_address {
@@ -74,6 +81,7 @@ fn load_given(
     warnings.extend(capacity.few_open_files(limits.connections));
     warnings.extend(listen::trusts_everyone(&listen, &trusted_proxies));
     warnings.extend(clusters::passed_by(&clusters));
+    warnings.extend(acme::passed_names(&identities, &clusters));
     for cluster in clusters.iter().filter(|cluster| !cluster.access.is_empty()) {
         warnings.extend(access::warnings(&cluster.name, &cluster.access));
     }
@@ -110,43 +118,6 @@ fn workers(
     Ok(given
         .and_then(|count| NonZeroUsize::new(count.get()))
         .unwrap_or(env.cpus))
-}
-
-fn identities(
-    args: &ServeArgs,
-    file: &mut ConfigFile,
-    source: &ConfigSource,
-) -> Result<Vec<IdentityFiles>, ConfigError> {
-    if args.certificates.len() != args.keys.len() {
-        return Err(ConfigError::Whole(SettingError::UnevenPairs {
-            certificates: args.certificates.len(),
-            keys: args.keys.len(),
-        }));
-    }
-    let identities: Vec<_> = if args.certificates.is_empty() {
-        file.certificates
-            .take()
-            .unwrap_or_default()
-            .iter()
-            .map(|entry| IdentityFiles {
-                certificate: source.path(&entry.certificate.0.0),
-                key: source.path(&entry.key.0.0),
-            })
-            .collect()
-    } else {
-        args.certificates
-            .iter()
-            .zip(&args.keys)
-            .map(|(certificate, key)| IdentityFiles {
-                certificate: absolute_path(certificate),
-                key: absolute_path(key),
-            })
-            .collect()
-    };
-    if identities.is_empty() {
-        return Err(ConfigError::Whole(SettingError::NoCertificate));
-    }
-    Ok(identities)
 }
 
 fn limits(

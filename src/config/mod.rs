@@ -4,6 +4,7 @@
 //! value.
 
 mod access;
+mod acme;
 mod args;
 mod capacity;
 mod clusters;
@@ -36,6 +37,7 @@ pub(crate) use access::CONNECTIONS;
 pub use access::{
     AccessRule, NamespacePattern, PathPattern, ResourcePattern, RuleEffect, VerbPattern,
 };
+pub use acme::{AcmeConfig, CertificateSource, ExternalAccount};
 pub use args::ServeArgs;
 pub use capacity::{Capacity, ConnectionsBound};
 pub use config_file::schema;
@@ -67,7 +69,7 @@ pub struct Config {
     /// Worker threads, each with its own runtime and listening socket.
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.
-    pub identities: Vec<IdentityFiles>,
+    pub identities: Vec<CertificateSource>,
     /// The apiservers, by public host name; never empty.
     pub clusters: Vec<ClusterConfig>,
     /// How much may be used.

@@ -7,7 +7,7 @@ use std::{
     str::FromStr,
 };
 
-use serde_saphyr::Spanned;
+use serde_saphyr::{Location, Spanned};
 
 use super::{ConfigError, FileKind, ServeArgs, SettingError, yaml};
 use crate::quote;
@@ -28,10 +28,15 @@ impl ConfigSource {
 
     /// An error at the place of a value.
     pub(super) fn error_at<T>(&self, at: &Spanned<T>, source: SettingError) -> ConfigError {
+        self.error_at_location(at.referenced, source)
+    }
+
+    /// An error at a place.
+    pub(super) fn error_at_location(&self, at: Location, source: SettingError) -> ConfigError {
         ConfigError::File {
             kind: FileKind::Config,
             file: self.file.clone(),
-            at: yaml::position(at.referenced),
+            at: yaml::position(at),
             excerpt: None,
             source: Box::new(source),
         }
@@ -61,6 +66,8 @@ pub(super) fn check_path_flags(args: &ServeArgs) -> Result<(), ConfigError> {
         ("--upstream-ca", &args.upstream_ca),
         ("--kubeconfig", &args.kubeconfig),
         ("--config", &args.config),
+        ("--acme-directory-ca", &args.acme_directory_ca),
+        ("--acme-store", &args.acme_store),
     ];
     let of_lists = lists
         .into_iter()

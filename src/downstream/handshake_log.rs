@@ -60,6 +60,7 @@ impl HandshakeLog {
                 | HandshakeError::Refused(_)
                 | HandshakeError::PlainHttp
                 | HandshakeError::HelloTooLarge
+                | HandshakeError::NoCertificate { .. }
                 | HandshakeError::Failed { .. } => &self.handshakes,
             };
             let client = (ClientPrefix::new(client.ip()), reason);
@@ -96,7 +97,8 @@ fn is_notable(error: &HandshakeError) -> bool {
         | HandshakeError::ProxyHeader(_)
         | HandshakeError::Denied
         | HandshakeError::PlainHttp
-        | HandshakeError::HelloTooLarge => true,
+        | HandshakeError::HelloTooLarge
+        | HandshakeError::NoCertificate { .. } => true,
         HandshakeError::Closed | HandshakeError::Refused(_) => false,
         HandshakeError::Failed {
             source,
@@ -114,6 +116,7 @@ fn reason(error: &HandshakeError) -> &'static str {
         HandshakeError::Denied => return "denied",
         HandshakeError::PlainHttp => return "plain_http",
         HandshakeError::HelloTooLarge => return "hello_too_large",
+        HandshakeError::NoCertificate { .. } => return "no_certificate",
         HandshakeError::Failed { source, .. } => source,
     };
     match tls_error(source) {

@@ -1,6 +1,7 @@
 //! Takes one accepted connection through its TLS handshake, and serves HTTP/1.1 or HTTP/2 on
 //! it. ALPN alone chooses the protocol. A connection for a passthrough host leaves here after its `ClientHello`.
 
+mod acme;
 mod client_auth;
 mod handshake_log;
 mod http1;
@@ -21,10 +22,18 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
-use tokio::{net::TcpStream, sync::Semaphore, time::timeout};
-use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    sync::Semaphore,
+    time::timeout,
+};
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake, server::TlsStream};
 use tracing::debug;
 
+use acme::AcmeReply;
+
+pub use acme::AcmeNames;
 pub use client_auth::asking_server_config;
 pub use handshake_log::HandshakeLog;
 use passthrough::Greeting;
@@ -58,6 +67,8 @@ pub(crate) const FUZZ: [fn(&[u8]); 4] = {
 /// Everything that a reload replaces, as one value.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// Read once per handshake; `None` if no certificate comes from a CA by ACME.
+    pub acme: Option<AcmeNames>,
     /// Read once per handshake, unless a route asks for certificates under the name of the client.
     pub tls: Arc<ServerConfig>,
     /// Read once per request, and once after the handshake for its SNI.
@@ -206,6 +217,10 @@ async fn serve(
             // On the heap, so that other connections do not pay for it.
             return Box::pin(passed).await;
         }
+        Ok(HandshakeOutcome::Challenge(stream)) => {
+            counters.handshakes.count(Handshake::Challenge);
+            return Box::pin(refuse(*stream, &[])).await;
+        }
         Err(error) => {
             if place.is_closing() {
                 counters.limits_hit.count(Limit::ClientPlaces);
@@ -326,6 +341,8 @@ enum HandshakeOutcome {
     Terminated(Box<TlsStream<ReadAhead>>),
     /// The connection is passed through.
     Passed(Box<PassedClient>),
+    /// A CA has the answer to its challenge.
+    Challenge(Box<TlsStream<ReadAhead>>),
 }
 
 /// Why a downstream handshake failed.
@@ -356,6 +373,12 @@ enum HandshakeError {
     /// There are passthrough hosts, and the `ClientHello` has more bytes than the proxy would replay.
     #[error("the ClientHello is larger than {} bytes", passthrough::MAX_HELLO)]
     HelloTooLarge,
+    /// A CA has yet to issue the certificate.
+    #[error("there is no certificate for this name yet")]
+    NoCertificate {
+        /// The name that the client asked for.
+        server_name: Option<String>,
+    },
     /// Client and proxy have no version or cipher in common, or the connection broke.
     #[error("TLS handshake")]
     Failed {
@@ -385,6 +408,7 @@ impl HandshakeError {
             Self::ProxyHeader(_) => Handshake::ProxyHeader,
             Self::Denied => Handshake::Denied,
             Self::PlainHttp => Handshake::PlainHttp,
+            Self::NoCertificate { .. } => Handshake::NoCertificate,
             Self::HelloTooLarge | Self::Failed { .. } => Handshake::Failed,
         }
     }
@@ -398,6 +422,7 @@ impl HandshakeError {
             | Self::Denied
             | Self::PlainHttp
             | Self::HelloTooLarge => None,
+            Self::NoCertificate { server_name } => server_name.as_deref(),
             Self::Timeout { server_name, .. } | Self::Failed { server_name, .. } => {
                 server_name.as_ref()?.as_deref()
             }
@@ -468,11 +493,27 @@ async fn handshake(
             LazyConfigAcceptor::new(Acceptor::default(), stream).await?
         };
         server_name = Some(hello.client_hello().server_name().map(str::to_owned));
-        let asking = snapshot
-            .routes
-            .asking_under(hello.client_hello().server_name());
-        let asking = asking.and_then(|route| route.certificates.as_deref());
-        let config = Arc::clone(asking.map_or(&snapshot.tls, ClientCertificates::tls));
+        let acme = snapshot.acme.as_ref();
+        let reply = acme.map_or(AcmeReply::Ordinary, |acme| {
+            acme.reply(&hello.client_hello())
+        });
+        let is_challenge = matches!(reply, AcmeReply::Challenge(_));
+        let config = match reply {
+            AcmeReply::Challenge(config) => config,
+            AcmeReply::NoCertificate => {
+                let StartHandshake { io, .. } = hello;
+                Box::pin(refuse(io, UNRECOGNIZED_NAME)).await;
+                let server_name = server_name.take().flatten();
+                return Err(HandshakeError::NoCertificate { server_name });
+            }
+            AcmeReply::Ordinary => {
+                let asking = snapshot
+                    .routes
+                    .asking_under(hello.client_hello().server_name());
+                let asking = asking.and_then(|route| route.certificates.as_deref());
+                Arc::clone(asking.map_or(&snapshot.tls, ClientCertificates::tls))
+            }
+        };
         let slots = [&client.handshakes, &shared.handshakes];
         if slots.iter().any(|slots| slots.available_permits() == 0) {
             context.counters().limits_hit.count(Limit::Handshakes);
@@ -494,7 +535,12 @@ async fn handshake(
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
         let stream = context.client_turns().run(handshake).await?;
-        Ok(HandshakeOutcome::Terminated(Box::new(stream)))
+        let stream = Box::new(stream);
+        Ok(if is_challenge {
+            HandshakeOutcome::Challenge(stream)
+        } else {
+            HandshakeOutcome::Terminated(stream)
+        })
     };
     let limit = shared.timeouts.handshake;
     match timeout(limit, handshake).await {
@@ -523,8 +569,8 @@ fn is_plain_http(first: &[u8]) -> bool {
     METHODS.iter().any(|method| first.starts_with(method))
 }
 
-/// Tells a client that does not speak TLS why its connection ends.
-async fn refuse(stream: ReadAhead, bytes: &[u8]) {
+/// Sends the last bytes of a connection without HTTP, and ends it.
+async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) {
     timeout(LINGER, send_last(stream, bytes)).await.ok();
 }
 
@@ -569,6 +615,8 @@ const SPEAKS_HTTPS: &[u8] =
     kube-tls-proxy: this port speaks HTTPS; begin its address in the client with https://\n";
 /// A TLS alert, for the client of a load balancer that sends a PROXY header where none is expected: `check` knows it.
 const UNEXPECTED_MESSAGE: &[u8] = &[21, 3, 3, 0, 2, 2, 10];
+/// A TLS alert: the server has no certificate for the name (RFC 6066 §3).
+const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 3, 0, 2, 2, 112];
 /// How long a connection may take to end in order when another client needs its place.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes that rustls may hold for a client that does not read.

@@ -121,6 +121,7 @@ impl OneWorker {
             chosen: Arc::clone(&signed),
         });
         let snapshot = Snapshot {
+            acme: None,
             tls: Arc::new(tls),
             routes: Arc::new(routes),
             peers: Vec::new(),

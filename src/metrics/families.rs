@@ -87,7 +87,7 @@ families! {
         "1 while memory is short, else 0: from 85 % in use until less than 80 % is. The proxy then accepts clients slowly.";
     CONNECTIONS_TOTAL = Counter "kube_tls_proxy_connections_total" ["protocol": CONNECTION_PROTOCOLS]
         "Client connections after a successful TLS handshake, or after the `ClientHello` for a passthrough host.";
-    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `passed` (the apiserver continues the handshake), `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS), `proxy_header` (no valid PROXY header from a load balancer, or one from another peer), `denied` (`allow` or `deny` of the listener keeps the client out; closed before the handshake)"]
+    HANDSHAKES = Counter "kube_tls_proxy_handshakes_total" ["result": "`ok`, `passed` (the apiserver continues the handshake), `timeout`, `failed`, `closed` (another client needed the place), `plain_http` (the client sent HTTP without TLS), `proxy_header` (no valid PROXY header from a load balancer, or one from another peer), `denied` (`allow` or `deny` of the listener keeps the client out; closed before the handshake), `challenge` (a CA has validated a name by ACME), `no_certificate` (a CA has yet to issue the certificate)"]
         "TLS handshakes with clients.";
     REQUESTS = Counter "kube_tls_proxy_requests_total"
         ["cluster": CLUSTERS_OR_NONE, "verb": VERBS, "resource": RESOURCES, "code": CODES, "protocol": PROTOCOLS]
@@ -132,6 +132,12 @@ families! {
     CERTIFICATE_NOT_BEFORE = Gauge "kube_tls_proxy_certificate_not_before_timestamp_seconds"
         ["name": "the first name of the certificate"]
         "Start of its validity, in Unix time: with its expiry the lifetime, on which it depends how much is left too late.";
+    ACME_ORDERS = Counter "kube_tls_proxy_acme_orders_total"
+        ["name": "the first name of the certificate", "result": "`ok`, `failed`"]
+        "Orders of a certificate by ACME, the first one included. Only for certificates with `acme`.";
+    ACME_NEXT_ORDER = Gauge "kube_tls_proxy_acme_next_order_timestamp_seconds"
+        ["name": "the first name of the certificate"]
+        "When the proxy orders the certificate next, in Unix time. Only for certificates with `acme`.";
     CA_NOT_AFTER = Gauge "kube_tls_proxy_ca_not_after_timestamp_seconds" ["cluster": CLUSTERS]
         "Earliest expiry of the trusted CAs of the cluster, in Unix time.";
     CA_NOT_BEFORE = Gauge "kube_tls_proxy_ca_not_before_timestamp_seconds" ["cluster": CLUSTERS]
@@ -232,8 +238,8 @@ mod tests {
 
     use super::*;
     use crate::metrics::{
-        Dialled, ErrorReason, Handshake, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded, TunnelEnd,
-        Verb,
+        Dialled, ErrorReason, Handshake, Issued, LeaseEnd, LeaseFrom, Limit, Protocol, Reloaded,
+        TunnelEnd, Verb,
     };
 
     #[test]
@@ -286,6 +292,7 @@ mod tests {
                 labels(TunnelEnd::ALL, TunnelEnd::label),
             ),
             (&DIALS, "result", labels(Dialled::ALL, Dialled::label)),
+            (&ACME_ORDERS, "result", labels(Issued::ALL, Issued::label)),
             (&RELOADS, "result", labels(Reloaded::ALL, Reloaded::label)),
             (&LIMITS_HIT, "limit", labels(Limit::ALL, Limit::label)),
             (

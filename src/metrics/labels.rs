@@ -123,6 +123,10 @@ label! {
         ProxyHeader = "proxy_header",
         /// The lists of the listener deny the address of the client.
         Denied = "denied",
+        /// A CA has validated a name by ACME.
+        Challenge = "challenge",
+        /// A CA has yet to issue the certificate.
+        NoCertificate = "no_certificate",
         /// Both sides did not agree on TLS parameters, or the connection broke.
         Failed = "failed",
     }
@@ -237,6 +241,16 @@ label! {
         Protocol = "protocol",
         /// The front-proxy certificate has expired.
         FrontProxy = "front_proxy",
+    }
+}
+
+label! {
+    /// The result of an order of a certificate by ACME.
+    Issued {
+        /// The CA has issued it.
+        Ok = "ok",
+        /// It has not; the proxy tries again.
+        Failed = "failed",
     }
 }
 

@@ -20,8 +20,8 @@ pub use denials::Denials;
 pub use exposition::{Exposition, ExpositionFormat, Label};
 pub use families::{FAMILIES, Family, MetricKind, reference, *};
 pub use labels::{
-    CodeClass, Dialled, ErrorReason, Handshake, LabelSet, LeaseEnd, LeaseFrom, Limit, Protocol,
-    Reloaded, TunnelEnd, Verb,
+    CodeClass, Dialled, ErrorReason, Handshake, Issued, LabelSet, LeaseEnd, LeaseFrom, Limit,
+    Protocol, Reloaded, TunnelEnd, Verb,
 };
 pub use requests::{CLASSES, Requests, Resource};
 pub use values::{BUCKETS, Counter, Gauge, Histogram, MetricValue, Per, PerWorker, quantile};

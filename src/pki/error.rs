@@ -2,7 +2,10 @@
 //!
 //! The outer error names the file. The inner error says what is wrong with the file and, at its end, how to fix it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
 
 use crate::{
     config::{ReadError, read_file},
@@ -64,6 +67,20 @@ pub enum PkiError {
 }
 
 impl PkiError {
+    /// A time at which the certificate is valid, if it was refused only for its dates.
+    pub(crate) fn time_of_other_validity(&self) -> Option<SystemTime> {
+        let Self::Certificate { source, .. } = self else {
+            return None;
+        };
+        if let PkiFileError::Expired { on } = source.as_ref() {
+            return Some(on.0);
+        }
+        if let PkiFileError::NotYetValid { from } = source.as_ref() {
+            return Some(from.0);
+        }
+        None
+    }
+
     /// This error, with the line of the configuration that names the file, if the file cannot be read. The path may be
     /// relative there, so the longest part of it that occurs counts.
     pub(crate) fn naming_place(self, sources: &[PathBuf]) -> Self {

@@ -3,7 +3,12 @@
 //! An [`Identity`] is checked when it is loaded: the leaf is first, the key matches it, and it names at least one host.
 //! A chain that clients would refuse is refused here.
 
-use std::{fmt, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use rustls::{
     SignatureAlgorithm,
@@ -24,6 +29,7 @@ use crate::{
 /// A certificate chain and its private key.
 pub struct Identity {
     certified_key: Arc<CertifiedKey>,
+    file: PathBuf,
     names: Vec<String>,
     by_name: HostMap<()>,
     chain: Vec<CertSummary>,
@@ -37,15 +43,23 @@ impl Identity {
     ///
     /// [`PkiError`] names the file at fault, what is wrong, and how to fix it.
     pub fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
-        let in_certificate = |error| PkiError::Certificate {
-            file: files.certificate.clone(),
-            source: Box::new(error),
-        };
-        let ChainAndKey {
+        Self::from_chain_and_key(ChainAndKey::load(files, now)?, &files.certificate, now)
+    }
+
+    /// Checks a chain and its key; `file` is where the chain comes from.
+    pub(super) fn from_chain_and_key(
+        ChainAndKey {
             certified_key,
             leaf,
             chain,
-        } = ChainAndKey::load(files, now)?;
+        }: ChainAndKey,
+        file: &Path,
+        now: SystemTime,
+    ) -> Result<Self, PkiError> {
+        let in_certificate = |error| PkiError::Certificate {
+            file: file.to_owned(),
+            source: Box::new(error),
+        };
         check_leaf(&leaf, now).map_err(in_certificate)?;
         let names = names(&leaf);
         if names.is_empty() {
@@ -57,6 +71,7 @@ impl Identity {
         }
         Ok(Self {
             certified_key,
+            file: file.to_owned(),
             names,
             by_name,
             chain,
@@ -68,6 +83,12 @@ impl Identity {
     #[must_use]
     pub fn certified_key(&self) -> Arc<CertifiedKey> {
         Arc::clone(&self.certified_key)
+    }
+
+    /// The file that the chain comes from.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
     }
 
     /// DNS names in lower case, perhaps with a leading `*.`, and IP addresses. Never empty.
@@ -142,19 +163,23 @@ impl Identity {
     }
 }
 
-/// A sentence about the hosts that no certificate is valid for; `None` if there are none.
+/// A sentence about the hosts that no certificate is valid for; `None` if there are none. `pending` are the names of
+/// certificates that a CA has yet to issue.
 pub(crate) fn uncovered_hosts<'a>(
     hosts: impl IntoIterator<Item = &'a String>,
     identities: &[Identity],
+    pending: &[String],
 ) -> Option<String> {
     let hosts = hosts.into_iter();
     let uncovered: Vec<_> = hosts
         .filter(|host| !identities.iter().any(|identity| identity.covers(host)))
+        .filter(|host| !pending.contains(host))
         .map(String::as_str)
         .collect();
     let names: Vec<_> = identities
         .iter()
         .flat_map(Identity::names)
+        .chain(pending)
         .cloned()
         .collect();
     (!uncovered.is_empty()).then(|| {
@@ -186,20 +211,30 @@ pub(super) struct ChainAndKey {
 impl ChainAndKey {
     /// Reads one pair of files.
     pub(super) fn load(files: &IdentityFiles, now: SystemTime) -> Result<Self, PkiError> {
-        let in_certificate = |error| PkiError::Certificate {
-            file: files.certificate.clone(),
-            source: Box::new(error),
-        };
-        let in_key = |error| PkiError::Key {
-            file: files.key.clone(),
-            source: Box::new(error),
-        };
-        let certificates = read_chain(&files.certificate).map_err(in_certificate)?;
-        let key = read_key(&files.key).map_err(in_key)?;
-        let (leaf, chain) = summarize(&certificates).map_err(in_certificate)?;
+        let chain = read(&files.certificate).map_err(in_certificate(&files.certificate))?;
+        let key = read(&files.key).map_err(in_key(&files.key))?;
+        Self::parse(files, &chain, &key, now)
+    }
+
+    /// Checks the text of `files`.
+    pub(super) fn parse(
+        files: &IdentityFiles,
+        chain: &[u8],
+        key: &[u8],
+        now: SystemTime,
+    ) -> Result<Self, PkiError> {
+        let in_certificate = in_certificate(&files.certificate);
+        let in_key = in_key(&files.key);
+        let certificates = pem::certificates(chain, ExpectedPem::Chain)
+            .map_err(|error| error.of_file(&files.certificate))
+            .map_err(&in_certificate)?;
+        let key = parse_key(key)
+            .map_err(|error| error.of_file(&files.key))
+            .map_err(&in_key)?;
+        let (leaf, chain) = summarize(&certificates).map_err(&in_certificate)?;
         // The key is checked first, because it distinguishes a wrong file from a wrong order, and each has its own
         // fix.
-        match owner_of(&key, &certificates, &leaf, now).map_err(in_certificate)? {
+        match owner_of(&key, &certificates, &leaf, now).map_err(&in_certificate)? {
             Some(1) => {}
             Some(position) => return Err(in_certificate(PkiFileError::LeafNotFirst { position })),
             None => {
@@ -217,14 +252,26 @@ impl ChainAndKey {
     }
 }
 
-fn read_chain(file: &Path) -> Result<Vec<CertificateDer<'static>>, PkiFileError> {
-    let text = read_file(file).map_err(|error| PkiFileError::read(file, error))?;
-    pem::certificates(&text, ExpectedPem::Chain).map_err(|error| error.of_file(file))
+fn in_certificate(file: &Path) -> impl Fn(PkiFileError) -> PkiError {
+    |error| PkiError::Certificate {
+        file: file.to_owned(),
+        source: Box::new(error),
+    }
 }
 
-fn read_key(file: &Path) -> Result<Arc<dyn SigningKey>, PkiFileError> {
-    let text = read_file(file).map_err(|error| PkiFileError::read(file, error))?;
-    let der = pem::private_key(&text).map_err(|error| error.of_file(file))?;
+fn in_key(file: &Path) -> impl Fn(PkiFileError) -> PkiError {
+    |error| PkiError::Key {
+        file: file.to_owned(),
+        source: Box::new(error),
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, PkiFileError> {
+    read_file(file).map_err(|error| PkiFileError::read(file, error))
+}
+
+fn parse_key(text: &[u8]) -> Result<Arc<dyn SigningKey>, PkiFileError> {
+    let der = pem::private_key(text)?;
     provider()
         .key_provider
         .load_private_key(der)

@@ -4,6 +4,7 @@
 //! Nothing leaves this module unchecked: a key matches its certificate, and a list of trust anchors is never empty.
 //! This module also chooses the only crypto provider.
 
+mod challenge;
 mod client_ca;
 mod client_identity;
 mod error;
@@ -12,6 +13,7 @@ mod pem;
 mod public;
 mod refusal;
 mod revocation;
+mod source;
 mod subject;
 mod summary;
 mod trust;
@@ -23,6 +25,8 @@ use rustls::crypto::{
     aws_lc_rs::{default_provider, kx_group},
 };
 
+pub(crate) use challenge::ACME_TLS;
+pub use challenge::{AcmeChallenges, ChallengeAnswer, ChallengeError};
 pub use client_ca::ClientCa;
 pub use client_identity::ClientIdentity;
 pub use error::{ExpectedPem, PkiError, PkiFileError};

@@ -29,17 +29,15 @@ impl ReloadChanges {
                 .iter()
                 .any(|old| old.summary().sha256 == *known)
         };
-        let files = config.identities.iter();
         let certificates = material
             .identities
             .iter()
-            .zip(files)
-            .filter(|(identity, _)| !is_presented(identity))
-            .map(|(identity, files)| {
+            .filter(|identity| !is_presented(identity))
+            .map(|identity| {
                 format!(
                     "{} from {} until {}",
                     identity.names().join(" "),
-                    quote::path(&files.certificate),
+                    quote::path(identity.file()),
                     UtcDate(identity.not_after())
                 )
             });

@@ -5,10 +5,11 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
 use crate::{
-    config::{ClientCertificatesConfig, ClusterConfig, Config, TrustSource, read_file},
-    pki::{
-        ClientCa, ClientIdentity, Identity, PkiError, PkiFileError, TrustAnchors, uncovered_hosts,
+    config::{
+        AcmeConfig, CertificateSource, ClientCertificatesConfig, ClusterConfig, Config,
+        TrustSource, read_file,
     },
+    pki::{ClientCa, ClientIdentity, Identity, PkiError, TrustAnchors, uncovered_hosts},
 };
 
 /// The certificates, keys and CAs of a snapshot.
@@ -16,6 +17,8 @@ use crate::{
 pub struct Material {
     /// Certificates to present; the first is the default.
     pub identities: Vec<Identity>,
+    /// The certificates that a CA has yet to issue.
+    pub pending: Vec<AcmeConfig>,
     /// Each cluster and its trust anchors.
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
@@ -81,14 +84,7 @@ impl Material {
     ///
     /// The first invalid file.
     pub fn load(config: &Config, now: SystemTime) -> Result<Self, PkiError> {
-        let identities = config.identities.iter().map(|files| {
-            Identity::load(files, now).map_err(|error| error.naming_place(&config.sources))
-        });
-        Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
-            clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now)?,
-        })
+        Self::build(config, now, &[])
     }
 
     /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
@@ -98,25 +94,39 @@ impl Material {
     ///
     /// As [`Material::load`].
     pub(super) fn reload(config: &Config, now: SystemTime, old: &Self) -> Result<Self, PkiError> {
-        let identities = config.identities.iter().enumerate().map(|(at, files)| {
-            let expired = old
-                .identities
-                .get(at)
-                .is_some_and(|old| old.not_after() < now);
-            let loaded = match Identity::load(files, now) {
-                Err(refused) if expired => match time_of_other_validity(&refused) {
-                    Some(valid) => Identity::load(files, valid),
-                    None => Err(refused),
-                },
+        Self::build(config, now, &old.identities)
+    }
+
+    fn build(config: &Config, now: SystemTime, old: &[Identity]) -> Result<Self, PkiError> {
+        let (mut identities, mut pending) = (Vec::new(), Vec::new());
+        for source in &config.identities {
+            let loaded = match Identity::from_source(source, now) {
+                Err(refused) if replaces_expired(source, old, now) => {
+                    match refused.time_of_other_validity() {
+                        Some(valid) => Identity::from_source(source, valid),
+                        None => Err(refused),
+                    }
+                }
                 loaded => loaded,
             };
-            loaded.map_err(|error| error.naming_place(&config.sources))
-        });
+            match loaded.map_err(|error| error.naming_place(&config.sources))? {
+                Some(identity) => identities.push(identity),
+                None => pending.extend(source.acme().cloned()),
+            }
+        }
         Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
+            identities,
+            pending,
             clusters: load_clusters(config, now)?,
             client_certificates: load_client_certificates(config, now)?,
         })
+    }
+
+    /// The names of the certificates that a CA has yet to issue.
+    #[must_use]
+    pub fn pending_names(&self) -> Vec<String> {
+        let names = self.pending.iter().flat_map(|config| &config.names);
+        names.cloned().collect()
     }
 
     /// The earliest expiry of these certificates and CAs that has not passed; `None` if all have expired.
@@ -143,7 +153,11 @@ impl Material {
         let hosts = self.terminated().flat_map(|cluster| &cluster.hosts);
         let anchors = self.clusters.iter().flat_map(|(_, trust)| trust.warnings());
         identities
-            .chain(uncovered_hosts(hosts, &self.identities))
+            .chain(uncovered_hosts(
+                hosts,
+                &self.identities,
+                &self.pending_names(),
+            ))
             .chain(anchors.cloned())
             .chain(self.client_warnings(now))
             .collect()
@@ -191,7 +205,7 @@ impl Material {
         all.filter(|cluster| !cluster.passthrough)
     }
 
-    /// Whether both present the same certificates.
+    /// Whether both present the same certificates, and wait for the same ones.
     pub(super) fn presents_the_same(&self, other: &Self) -> bool {
         let chains = |material: &Self| {
             material
@@ -200,7 +214,7 @@ impl Material {
                 .map(|identity| identity.certified_key().cert.clone())
                 .collect::<Vec<_>>()
         };
-        chains(self) == chains(other)
+        chains(self) == chains(other) && self.pending == other.pending
     }
 }
 
@@ -231,18 +245,15 @@ fn load_client_certificates(
     sections.map(load).collect()
 }
 
-/// A time at which the certificate is valid, if it was refused only for its dates.
-fn time_of_other_validity(refused: &PkiError) -> Option<SystemTime> {
-    let PkiError::Certificate { source, .. } = refused else {
-        return None;
+/// Whether the certificate in use from this source has expired.
+fn replaces_expired(source: &CertificateSource, old: &[Identity], now: SystemTime) -> bool {
+    let Some(files) = source.files() else {
+        return false;
     };
-    if let PkiFileError::Expired { on } = source.as_ref() {
-        return Some(on.0);
-    }
-    if let PkiFileError::NotYetValid { from } = source.as_ref() {
-        return Some(from.0);
-    }
-    None
+    let mut old = old
+        .iter()
+        .filter(|old| old.file() == files.certificate.as_path());
+    old.any(|old| old.not_after() < now)
 }
 
 const SAME_CA: &str = "`ca` has also issued the front-proxy certificate, so its users may be able to name any user to the apiserver; use separate CAs";
@@ -250,8 +261,13 @@ const SAME_CA: &str = "`ca` has also issued the front-proxy certificate, so its 
 /// Every file that this configuration comes from or refers to.
 pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
     let mut files = config.sources.clone();
-    for identity in &config.identities {
-        files.extend([identity.certificate.clone(), identity.key.clone()]);
+    for source in &config.identities {
+        match source {
+            CertificateSource::Files(identity) => {
+                files.extend([identity.certificate.clone(), identity.key.clone()]);
+            }
+            CertificateSource::Acme(acme) => files.push(acme.certificate_file()),
+        }
     }
     for cluster in &config.clusters {
         if let TrustSource::File(file) = &cluster.trust {

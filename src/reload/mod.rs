@@ -19,9 +19,9 @@ pub use material::{ClientMaterial, Material};
 
 use crate::{
     config::{Config, ConfigError, ListenConfig, SettingError, peers_of},
-    downstream::{Snapshot, asking_server_config, server_config},
+    downstream::{AcmeNames, Snapshot, asking_server_config, server_config},
     metrics::ClusterLabels,
-    pki::{Identity, PkiError},
+    pki::{AcmeChallenges, Identity, PkiError},
     proxy::{AccessRules, ClientCertificates, Route, Routes},
     text::error_chain,
     upstream::{Cluster, FrontProxy},
@@ -74,6 +74,8 @@ pub struct ReloadReport {
 #[derive(Debug)]
 pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
+    /// Shared with all snapshots.
+    challenges: Arc<AcmeChallenges>,
     labels: ClusterLabels,
     /// For each cluster of the current snapshot.
     front_proxies: Vec<Option<Arc<FrontProxy>>>,
@@ -131,6 +133,7 @@ impl Reloader {
         };
         let reloader = Self {
             tickets,
+            challenges: Arc::default(),
             labels,
             front_proxies,
             replaced: CancellationToken::new(),
@@ -159,6 +162,12 @@ impl Reloader {
     #[must_use]
     pub fn material(&self) -> &Material {
         &self.report.material
+    }
+
+    /// The challenges that its snapshots answer.
+    #[must_use]
+    pub fn challenges(&self) -> &Arc<AcmeChallenges> {
+        &self.challenges
     }
 
     /// The apiservers of the current snapshot.
@@ -370,7 +379,14 @@ impl Reloader {
             }
             routes.set_sole(only);
         }
+        let mut sources = self.config.identities.iter();
+        let is_acme = sources.any(|source| source.acme().is_some());
+        let challenges = Arc::clone(&self.challenges);
+        let has_certificate = !material.identities.is_empty();
+        let acme =
+            is_acme.then(|| AcmeNames::new(challenges, &material.pending_names(), has_certificate));
         Snapshot {
+            acme,
             tls: Arc::new(server_config(
                 &material.identities,
                 Arc::clone(&self.tickets),

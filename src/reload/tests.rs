@@ -54,10 +54,13 @@ impl World {
             admin: None,
             hints: true,
             workers: NonZeroUsize::MIN,
-            identities: vec![IdentityFiles {
-                certificate: file("tls.crt"),
-                key: file("tls.key"),
-            }],
+            identities: vec![
+                IdentityFiles {
+                    certificate: file("tls.crt"),
+                    key: file("tls.key"),
+                }
+                .into(),
+            ],
             clusters: vec![ClusterConfig {
                 name: "test".into(),
                 hosts: Vec::new(),

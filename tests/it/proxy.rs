@@ -101,7 +101,7 @@ impl World {
             trusted_proxies: AddressList::default(),
             reuse_port: false,
             workers: NonZeroUsize::MIN,
-            identities: vec![IdentityFiles { certificate, key }],
+            identities: vec![IdentityFiles { certificate, key }.into()],
             clusters: vec![ClusterConfig {
                 name: "test".into(),
                 hosts: Vec::new(),

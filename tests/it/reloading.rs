@@ -64,8 +64,9 @@ impl<'a> Mount<'a> {
 fn mounted<'a>(world: &'a World, upstream: &Upstream) -> Setup<'a> {
     let mut setup = world.proxy(upstream.address());
     let file = |name: &str| world.dir.path().join(name);
-    setup.config.identities[0].certificate = file("tls.crt");
-    setup.config.identities[0].key = file("tls.key");
+    let (certificate, key) = (file("tls.crt"), file("tls.key"));
+    let files = kube_tls_proxy::config::IdentityFiles { certificate, key };
+    setup.config.identities = vec![files.into()];
     setup.cluster(|cluster| {
         cluster.trust = kube_tls_proxy::config::TrustSource::File(file("ca.crt"))
     })
@@ -238,7 +239,7 @@ fn with_marker<'a>(world: &'a World, upstream: &Upstream) -> Setup<'a> {
         .server(&["marker.test"])
         .write(&world.dir, "marker");
     let files = kube_tls_proxy::config::IdentityFiles { certificate, key };
-    setup.config.identities.push(files);
+    setup.config.identities.push(files.into());
     setup
 }
 

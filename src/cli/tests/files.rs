@@ -213,6 +213,58 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 2, column 3: `key` is missing; add it, with the same indentation as the other keys",
         ),
         (
+            "certificates: [{acme: {domains: ['*.example.com']}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 34: a certificate by ACME has no wildcard here, because that needs a record in DNS; name each host, or let cert-manager or certbot write `certificate` and `key`",
+        ),
+        (
+            "certificates: [{acme: {domains: []}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 33: `domains` is an empty list; add the host name that clients use, such as kube.example.com",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], email: ops}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 50: the value is not one email address; write it as name@example.com",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], email: 'a@b.test,c@d.test'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 50: the value is not one email address; write it as name@example.com",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], directory: 'http://ca.test/dir'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 54: the value is not the URL of an ACME directory; write https://HOST[:PORT]/PATH, without user name and password",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], directory: 'https://user:word@ca.test/dir'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 54: the value is not the URL of an ACME directory; write https://HOST[:PORT]/PATH, without user name and password",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], profile: 'a b'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 52: the value is not the name of a profile; write one that the CA offers, such as shortlived, with letters, digits, `-`, `_` and `.`",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], eab: {kid: 'a b', keyFile: k}}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 54: the value is not a key identifier; copy the one that the CA gave for external account binding, without spaces",
+        ),
+        (
+            "certificates: [{certificate: a, key: b, acme: {domains: [a.test]}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 16: `acme` excludes `certificate` and `key`; write two items, each after its own dash",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test]}}, {acme: {domains: [b.test]}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 45: another certificate has the same `store`, and one would replace the other; give each its own folder, or put all `domains` into one",
+        ),
+        (
+            "certificates: [{acme: {domain: [a.test]}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 24: unknown key `domain`; did you mean `domains`?",
+        ),
+        (
+            "certificates: [{acme: {email: a@b.test}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 23: `domains` is missing; add it, with the same indentation as the other keys",
+        ),
+        (
+            "certificates: [{acme: {domains: ['https://a.test']}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 34: `https://a.test` is not a host name; write it without scheme, port and path, such as kube.example.com or *.example.com",
+        ),
+        (
             "clusters:\n- hosts: [a]\n",
             "config file DIR/proxy.yaml, line 2, column 3: `name` is missing; add it, with the same indentation as the other keys",
         ),

@@ -92,6 +92,22 @@ fn bad_flags() {
         ),
         ("BOTH --no-access-log=true --reuse-port=False", "it starts"),
         (
+            "CERT --acme *.example.com UPSTREAM",
+            "--acme: a certificate by ACME has no wildcard here, because that needs a record in DNS; name each host, or let cert-manager or certbot write `certificate` and `key`",
+        ),
+        (
+            "--acme a.test --acme-email ops UPSTREAM",
+            "--acme-email: the value is not one email address; write it as name@example.com",
+        ),
+        (
+            "--acme a.test --acme-directory ca.test UPSTREAM",
+            "--acme-directory: the value is not the URL of an ACME directory; write https://HOST[:PORT]/PATH, without user name and password",
+        ),
+        (
+            "CERT --acme-store /a UPSTREAM",
+            "--acme-store needs --acme; add it, or remove --acme-store",
+        ),
+        (
             "BOTH --upstream-host server",
             "--upstream-host: `server` is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL",
         ),

@@ -41,8 +41,8 @@ fn start(line: &str, env: &Environment) -> Result<(), AppError> {
         panic!("the line is one of serve");
     };
     let config = config::load(&args, env)?;
-    for files in &config.identities {
-        Identity::load(files, now())?;
+    for source in &config.identities {
+        Identity::from_source(source, now())?;
     }
     for cluster in &config.clusters {
         TrustAnchors::load(&cluster.trust, now())?;
@@ -63,6 +63,7 @@ fn outside_of_a_pod() -> Environment {
             own_cgroup: None,
         },
         has_kubeconfig: false,
+        state_directory: None,
         unknown_variables: Vec::new(),
     }
 }

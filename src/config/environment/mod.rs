@@ -30,6 +30,8 @@ pub struct Environment {
     pub memory: MemoryLimit,
     /// Whether `KUBECONFIG` is set, which only clients read.
     pub has_kubeconfig: bool,
+    /// `STATE_DIRECTORY`: the folder that systemd made for the service.
+    pub state_directory: Option<PathBuf>,
     /// A warning for each variable that looks like one of a flag and is none.
     pub unknown_variables: Vec<String>,
 }
@@ -47,6 +49,10 @@ impl Environment {
             open_files: process::open_files(),
             memory: memory(proc, cgroup),
             has_kubeconfig: variable("KUBECONFIG").is_some(),
+            state_directory: variable("STATE_DIRECTORY").and_then(|folders| {
+                let first = folders.split(':').next()?;
+                Some(PathBuf::from(first))
+            }),
             unknown_variables: variables::unknown(env::vars_os().map(|(name, _)| name)),
         }
     }

@@ -1,6 +1,7 @@
 //! The configuration that flags, file, kubeconfig and pod give. Invalid ones are in `cli::tests`.
 
 mod access;
+mod acme;
 mod documents;
 mod files;
 mod kubeconfigs;
@@ -41,6 +42,7 @@ fn outside_pod() -> Environment {
             own_cgroup: None,
         },
         has_kubeconfig: false,
+        state_directory: None,
         unknown_variables: Vec::new(),
     }
 }
@@ -96,10 +98,13 @@ fn flags_alone_give_defaults() {
             trusted_proxies: AddressList::default(),
             reuse_port: false,
             workers: NonZeroUsize::new(3).unwrap(),
-            identities: vec![IdentityFiles {
-                certificate: "/tls.crt".into(),
-                key: "/tls.key".into(),
-            }],
+            identities: vec![
+                IdentityFiles {
+                    certificate: "/tls.crt".into(),
+                    key: "/tls.key".into(),
+                }
+                .into()
+            ],
             clusters: vec![ClusterConfig {
                 name: "default".to_owned(),
                 hosts: Vec::new(),
@@ -260,7 +265,7 @@ fn relative_paths_of_flags_become_absolute() {
     };
     let config = load(&args, &outside_pod()).unwrap();
     let expected = env::current_dir().unwrap().join("tls.crt");
-    assert_eq!(config.identities[0].certificate, expected);
+    assert_eq!(config.identities[0].files().unwrap().certificate, expected);
 }
 
 #[test]
@@ -282,7 +287,13 @@ log: {format: json, filter: debug, access: true, user: hash}
     );
     assert_eq!(plain.listen.len(), 2);
     assert_eq!(plain.workers.get(), 5);
-    assert!(plain.identities[0].key.ends_with("file.key"));
+    assert!(
+        plain.identities[0]
+            .files()
+            .unwrap()
+            .key
+            .ends_with("file.key")
+    );
     assert_eq!(plain.timeouts.drain, Duration::from_secs(60));
     assert_eq!(plain.log.format, LogFormat::Json);
     assert_eq!(plain.log.filter, "debug");
@@ -304,7 +315,10 @@ log: {format: json, filter: debug, access: true, user: hash}
     assert_eq!(flagged.listen, ["[::]:3".parse().unwrap()]);
     assert_eq!(flagged.workers.get(), 6);
     assert_eq!(flagged.identities.len(), 1);
-    assert_eq!(flagged.identities[0].key, Path::new("/tls.key"));
+    assert_eq!(
+        flagged.identities[0].files().unwrap().key,
+        Path::new("/tls.key")
+    );
     assert_eq!(flagged.timeouts.drain, Duration::from_secs(120));
     assert_eq!(flagged.timeouts.handshake, Duration::from_secs(2));
     assert_eq!(flagged.log.format, LogFormat::Text);
@@ -355,8 +369,14 @@ clusters:
     };
     let config = load(&args, &env).unwrap();
     let etc = scratch.path().join("etc");
-    assert_eq!(config.identities[0].certificate, etc.join("tls.crt"));
-    assert_eq!(config.identities[0].key, Path::new("/abs/tls.key"));
+    assert_eq!(
+        config.identities[0].files().unwrap().certificate,
+        etc.join("tls.crt")
+    );
+    assert_eq!(
+        config.identities[0].files().unwrap().key,
+        Path::new("/abs/tls.key")
+    );
     let url_in = |file: &str| {
         let file = scratch.path().join(file);
         format!("the URL of the apiserver in {}", file.display())

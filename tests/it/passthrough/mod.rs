@@ -151,7 +151,8 @@ async fn exact_name_decides_between_wildcard_and_passthrough() {
     let direct = RawApiserver::start().await;
     let mut setup = setup(&world, terminated.address(), direct.address());
     let (certificate, key) = identity.write(&world.dir, "wildcard");
-    setup.config.identities = vec![kube_tls_proxy::config::IdentityFiles { certificate, key }];
+    setup.config.identities =
+        vec![kube_tls_proxy::config::IdentityFiles { certificate, key }.into()];
     setup.config.clusters[0].hosts = vec!["*.kube.test".to_owned()];
     setup.config.clusters[1].hosts = vec!["direct.kube.test".to_owned()];
     let proxy = setup.start();
@@ -247,7 +248,8 @@ async fn certificate_with_a_passed_name_does_not_terminate_it() {
     let mut setup = setup(&world, terminated.address(), direct.address());
     let identity = world.public_ca.server(&[HOST, PASSED, "127.0.0.1"]);
     let (certificate, key) = identity.write(&world.dir, "both");
-    setup.config.identities = vec![kube_tls_proxy::config::IdentityFiles { certificate, key }];
+    setup.config.identities =
+        vec![kube_tls_proxy::config::IdentityFiles { certificate, key }.into()];
     setup.config.clusters[0].hosts = Vec::new();
     let proxy = setup.start();
     open(&proxy, &direct).await;

@@ -37,7 +37,7 @@ async fn certificate_is_selected_by_sni() {
     for (name, identity) in [("exact", &exact), ("wildcard", &wildcard)] {
         let (certificate, key) = identity.write(&world.dir, name);
         let files = kube_tls_proxy::config::IdentityFiles { certificate, key };
-        setup.config.identities.push(files);
+        setup.config.identities.push(files.into());
     }
     let proxy = setup.start();
     for (name, identity) in [

@@ -27,7 +27,7 @@ use rustls::{
     client::{ClientSessionStore, ResolvesClientCert, Resumption},
     sign::CertifiedKey,
 };
-use rustls_pki_types::ServerName;
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tokio::{
     io::AsyncWriteExt as _,
     net::{TcpSocket, TcpStream},
@@ -84,6 +84,19 @@ impl Client {
     #[must_use]
     pub fn trust(mut self, ca: &Ca) -> Self {
         self.roots.roots.extend(ca.roots().roots);
+        self.config = Arc::default();
+        self
+    }
+
+    /// Trusts this certificate, in PEM, as a CA too.
+    ///
+    /// # Panics
+    ///
+    /// When it is not one certificate in PEM.
+    #[must_use]
+    pub fn trust_pem(mut self, pem: &str) -> Self {
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM of a certificate");
+        self.roots.add(der).expect("a certificate");
         self.config = Arc::default();
         self
     }

@@ -1,0 +1,472 @@
+//! A certificate by ACME, from Pebble, the test CA of Let's Encrypt.
+//!
+//! Needs `pebble`: `.ci/run acme` builds it with Go from the versions in `tests/acme/go.mod`. If it is not installed,
+//! the tests print a line and pass; with `REQUIRE_PEBBLE=1` they fail.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    clippy::cast_possible_truncation,
+    clippy::disallowed_methods,
+    reason = "a test fails by panicking, and has no Drain"
+)]
+
+mod pebble;
+#[expect(dead_code, reason = "shared with tests/it, which uses all of it")]
+#[path = "../it/proxy.rs"]
+mod proxy;
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use kube_tls_proxy::config::{AcmeConfig, CertificateSource, ExternalAccount};
+use serde_json::json;
+use standin::{
+    client::{Client, Http1},
+    upstream::Upstream,
+    within,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+};
+
+use pebble::{Pebble, free_port};
+use proxy::{APISERVER, HOST, Proxy, Setup, World};
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}
+
+/// A proxy with this certificate, on this port.
+fn setup<'a>(world: &'a World, upstream: &Upstream, port: u16, acme: AcmeConfig) -> Setup<'a> {
+    let mut setup = world.proxy(upstream.address()).admin();
+    setup.config.identities = vec![CertificateSource::Acme(acme)];
+    setup.config.listen = vec![local(port).into()];
+    setup
+}
+
+/// Waits until a client that trusts `root` gets a response under this name.
+async fn wait_for_get(port: u16, root: &str, name: &str) -> Client {
+    let client = Client::new(local(port)).trust_pem(root).sni(name);
+    let served = async {
+        while client.connect().await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("a verified handshake", served).await;
+    let response = client.http1().await.get(name, "/version", "").await;
+    assert_eq!(response.status, 200);
+    client
+}
+
+async fn admin(address: SocketAddr, path: &str) -> String {
+    let mut http = Http1::new(TcpStream::connect(address).await.unwrap());
+    http.get("127.0.0.1", path, "").await.text()
+}
+
+/// The value of a metric of the first certificate.
+async fn metric(address: SocketAddr, name: &str) -> f64 {
+    let text = admin(address, "/metrics").await;
+    let line = text.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+        .unwrap_or(0.0)
+}
+
+async fn wait_for_metric(proxy: &Proxy, name: &str, wanted: f64) {
+    let reached = async {
+        while metric(proxy.admin(), name).await < wanted {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    within(name, reached).await;
+}
+
+const ISSUED: &str = "kube_tls_proxy_acme_orders_total{name=\"kube.test\",result=\"ok\"}";
+const FAILED: &str = "kube_tls_proxy_acme_orders_total{name=\"kube.test\",result=\"failed\"}";
+
+/// The command for a proxy of the binary, on this port and with this store.
+fn serve(world: &World, upstream: &Upstream, pebble: &Pebble, port: u16, store: &Path) -> Command {
+    let ca = world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
+    let kubeconfig = json!({
+        "current-context": "a",
+        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+        "clusters": [{"name": "a", "cluster": {
+            "server": format!("https://{}", upstream.address()),
+            "certificate-authority": ca,
+            "tls-server-name": APISERVER,
+        }}],
+        "users": [{"name": "a", "user": {}}],
+    });
+    let kubeconfig = world.dir.write("cluster.conf", kubeconfig.to_string());
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
+    command
+        .args(["serve", "--acme", HOST, "--acme-email", "ops@example.com"])
+        .args(["--acme-directory", &pebble.directory()])
+        .arg("--acme-directory-ca")
+        .arg(pebble.directory_ca())
+        .arg("--acme-store")
+        .arg(store)
+        .arg("--kubeconfig")
+        .arg(kubeconfig)
+        .args(["--listen", &local(port).to_string(), "--workers", "2"])
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_command_on_an_empty_machine_serves_kubectl() {
+    let (world, port) = (World::new(), free_port());
+    let Some(pebble) = Pebble::start(port).await else {
+        return;
+    };
+    let root = pebble.root().await;
+    let upstream = world.apiserver().start().await;
+    let store = world.dir.path().join("state/kube-tls-proxy");
+    let began = Instant::now();
+    let _child = serve(&world, &upstream, &pebble, port, &store)
+        .spawn()
+        .unwrap();
+    wait_for_get(port, &root, HOST).await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    eprintln!("from nothing to a verified GET: {took:?}");
+    let names: Vec<_> = fs::read_dir(&store)
+        .unwrap()
+        .map(|it| it.unwrap().file_name())
+        .collect();
+    assert_eq!(names.len(), 3, "account, certificate and lock: {names:?}");
+    // kubectl, as a user has it.
+    let ca = world.dir.write("public-ca.crt", root);
+    let kubectl = Command::new("kubectl")
+        .args([
+            "--server",
+            &format!("https://127.0.0.1:{port}"),
+            "--tls-server-name",
+            HOST,
+        ])
+        .arg("--certificate-authority")
+        .arg(ca)
+        .args(["--token", "a-token", "get", "--raw", "/version"])
+        .env("HOME", world.dir.path())
+        .output()
+        .await;
+    match kubectl {
+        Ok(output) => assert!(output.status.success(), "{output:?}"),
+        Err(_missing) => eprintln!("kubectl: NOT TRIED, it is not installed"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renewals_under_load_lose_no_request() {
+    let (world, port) = (World::new(), free_port());
+    let profiles = json!({"profiles": {"default": {"description": "", "validityPeriod": 6}}});
+    let Some(pebble) = Pebble::start_with(port, profiles, &[("PEBBLE_VA_NOSLEEP", "1")]).await
+    else {
+        return;
+    };
+    let root = pebble.root().await;
+    let upstream = world.apiserver().start().await;
+    let acme = pebble.config(&[HOST], &world.dir.path().join("store"));
+    let proxy = setup(&world, &upstream, port, acme).start();
+    let client = wait_for_get(port, &root, HOST).await;
+    let (stop, requests) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicUsize::new(0)),
+    );
+    let mut load = Vec::new();
+    for is_new_each_time in [true, true, false] {
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        let requests = Arc::clone(&requests);
+        load.push(tokio::spawn(async move {
+            let mut http = client.http1().await;
+            while !stop.load(Ordering::Relaxed) {
+                if is_new_each_time {
+                    // It panics when the certificate is not valid now.
+                    http = client.http1().await;
+                }
+                let response = http.get(HOST, "/version", "").await;
+                assert_eq!(response.status, 200);
+                requests.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }));
+    }
+    for renewals in 1..=24 {
+        wait_for_metric(&proxy, ISSUED, f64::from(renewals + 1)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for one in load {
+        one.await.unwrap();
+    }
+    assert!(requests.load(Ordering::Relaxed) > 500);
+    assert_eq!(metric(proxy.admin(), FAILED).await, 0.0);
+    // One account for all of them.
+    assert_eq!(pebble.count("There are now 1 accounts in memory"), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn order_of_a_killed_process_is_completed_at_the_next_start() {
+    let (world, port) = (World::new(), free_port());
+    let Some(pebble) = Pebble::start(port).await else {
+        return;
+    };
+    let root = pebble.root().await;
+    let upstream = world.apiserver().start().await;
+    let store = world.dir.path().join("store");
+    let mut child = serve(&world, &upstream, &pebble, port, &store)
+        .spawn()
+        .unwrap();
+    // The CA has issued, and the proxy has not asked for the certificate yet.
+    pebble.wait_for("Issued certificate", 1).await;
+    child.kill().await.unwrap();
+    assert!(store.join("order.json").exists());
+    assert!(!store.join("certificate.pem").exists());
+    let _child = serve(&world, &upstream, &pebble, port, &store)
+        .spawn()
+        .unwrap();
+    wait_for_get(port, &root, HOST).await;
+    assert_eq!(pebble.count("Issued certificate"), 1);
+    assert!(!store.join("order.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_process_on_the_same_store_is_refused() {
+    let (world, port) = (World::new(), free_port());
+    let Some(pebble) = Pebble::start(port).await else {
+        return;
+    };
+    let root = pebble.root().await;
+    let upstream = world.apiserver().start().await;
+    let store = world.dir.path().join("store");
+    let _child = serve(&world, &upstream, &pebble, port, &store)
+        .spawn()
+        .unwrap();
+    wait_for_get(port, &root, HOST).await;
+    let mut second = serve(&world, &upstream, &pebble, free_port(), &store);
+    let output = within("the second process", second.output()).await.unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("is in use by another process; stop that one"),
+        "{stderr}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn address_and_name_in_one_certificate() {
+    let (world, port) = (World::new(), free_port());
+    let Some(pebble) = Pebble::start(port).await else {
+        return;
+    };
+    let root = pebble.root().await;
+    let upstream = world.apiserver().start().await;
+    let acme = pebble.config(&[HOST, "127.0.0.1"], &world.dir.path().join("store"));
+    let _proxy = setup(&world, &upstream, port, acme).start();
+    wait_for_get(port, &root, HOST).await;
+    wait_for_get(port, &root, "127.0.0.1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn external_account_is_bound_and_a_wrong_key_is_named() {
+    let (world, port) = (World::new(), free_port());
+    let key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
+    let settings = json!({
+        "externalAccountBindingRequired": true,
+        "externalAccountMACKeys": {"kid-1": key},
+    });
+    let Some(pebble) = Pebble::start_with(port, settings, &[("PEBBLE_VA_NOSLEEP", "1")]).await
+    else {
+        return;
+    };
+    let root = pebble.root().await;
+    let upstream = world.apiserver().start().await;
+    let mut acme = pebble.config(&[HOST], &world.dir.path().join("refused"));
+    let wrong = world
+        .dir
+        .write("wrong.key", "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3I");
+    acme.external_account = Some(ExternalAccount {
+        key_id: "kid-1".into(),
+        key_file: wrong,
+    });
+    let refused = setup(&world, &upstream, free_port(), acme.clone()).start();
+    wait_for_metric(&refused, FAILED, 1.0).await;
+    let ready = admin(refused.admin(), "/readyz?verbose").await;
+    let why = "[-]certificate failed: kube.test: no certificate yet: the CA refuses: ";
+    assert!(ready.contains(why), "{ready}");
+    let key_file = world.dir.write("right.key", format!("{key}\n"));
+    acme.store = world.dir.path().join("bound");
+    acme.external_account = Some(ExternalAccount {
+        key_id: "kid-1".into(),
+        key_file,
+    });
+    let _proxy = setup(&world, &upstream, port, acme).start();
+    wait_for_get(port, &root, HOST).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_certificate_clients_get_an_alert_and_readyz_says_why() {
+    let (world, port) = (World::new(), free_port());
+    let upstream = world.apiserver().start().await;
+    let acme = AcmeConfig {
+        names: vec![HOST.into()],
+        email: None,
+        directory: format!("https://127.0.0.1:{}/dir", free_port()),
+        directory_ca: None,
+        external_account: None,
+        profile: None,
+        store: world.dir.path().join("store"),
+    };
+    let proxy = setup(&world, &upstream, port, acme).start();
+    wait_for_metric(&proxy, FAILED, 1.0).await;
+    for name in [HOST, "other.test"] {
+        let client = Client::new(local(port)).trust(&world.public_ca).sni(name);
+        let mut tcp = TcpStream::connect(local(port)).await.unwrap();
+        tcp.write_all(&client.hello()).await.unwrap();
+        let mut received = Vec::new();
+        within("the alert", tcp.read_to_end(&mut received))
+            .await
+            .unwrap();
+        // A fatal alert: unrecognized_name.
+        assert_eq!(received, [21, 3, 3, 0, 2, 2, 112], "{name}");
+    }
+    let ready = admin(proxy.admin(), "/readyz?verbose").await;
+    let why = "[-]certificate failed: kube.test: no certificate yet: cannot connect to 127.0.0.1:";
+    assert!(ready.contains(why), "{ready}");
+    assert!(ready.contains("[+]listening ok"), "{ready}");
+    let live = admin(proxy.admin(), "/livez").await;
+    assert_eq!(live, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn challenge_handshake_never_reaches_http() {
+    let (world, port) = (World::new(), free_port());
+    // The CA waits before it validates.
+    let Some(pebble) = Pebble::start_with(port, json!({}), &[("PEBBLE_VA_SLEEPTIME", "3")]).await
+    else {
+        return;
+    };
+    let root = pebble.root().await;
+    let upstream = world.apiserver().start().await;
+    let acme = pebble.config(&[HOST], &world.dir.path().join("store"));
+    let proxy = setup(&world, &upstream, port, acme).start();
+    let answered = async {
+        loop {
+            if let Some(stream) = challenge(port, HOST).await {
+                return stream;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let mut stream = within("the challenge", answered).await;
+    assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"acme-tls/1"[..]));
+    let certificate = stream.get_ref().1.peer_certificates().unwrap()[0].to_vec();
+    let identifier = [6, 8, 0x2b, 6, 1, 5, 5, 7, 1, 31, 1, 1, 0xff];
+    assert!(
+        certificate
+            .windows(identifier.len())
+            .any(|part| part == identifier)
+    );
+    let request = format!("GET /version HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.ok();
+    let mut received = Vec::new();
+    within("the end", stream.read_to_end(&mut received))
+        .await
+        .ok();
+    assert_eq!(received, b"");
+    assert!(upstream.requests().is_empty());
+    // A name without a challenge, and the same name without that protocol.
+    assert!(challenge(port, "other.test").await.is_none());
+    wait_for_get(port, &root, HOST).await;
+    assert!(challenge(port, HOST).await.is_none());
+    let label = "kube_tls_proxy_handshakes_total{result=\"challenge\"}";
+    assert!(metric(proxy.admin(), label).await >= 2.0);
+}
+
+/// Runs the handshake of a CA. `None` if the proxy refuses it.
+async fn challenge(port: u16, name: &str) -> Option<tokio_rustls::client::TlsStream<TcpStream>> {
+    let provider = standin::pki::provider();
+    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+    let tcp = TcpStream::connect(local(port)).await.ok()?;
+    let name = name.to_owned().try_into().unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    connector.connect(name, tcp).await.ok()
+}
+
+/// Accepts every certificate, as a CA does: the proof is in an extension.
+#[derive(Debug)]
+struct AnyCertificate(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &[rustls_pki_types::CertificateDer<'_>],
+        _: &rustls_pki_types::ServerName<'_>,
+        _: &[u8],
+        _: rustls_pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &rustls_pki_types::CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Of a CA that is asked for a name that it must not issue for.
+#[tokio::test(flavor = "multi_thread")]
+async fn words_of_the_ca_reach_the_status_page() {
+    let (world, port) = (World::new(), free_port());
+    let settings = json!({"domainBlocklist": [HOST]});
+    let Some(pebble) = Pebble::start_with(port, settings, &[("PEBBLE_VA_NOSLEEP", "1")]).await
+    else {
+        return;
+    };
+    let upstream = world.apiserver().start().await;
+    let acme = pebble.config(&[HOST], &world.dir.path().join("store"));
+    let proxy = setup(&world, &upstream, port, acme).start();
+    wait_for_metric(&proxy, FAILED, 1.0).await;
+    let ready = admin(proxy.admin(), "/readyz?verbose").await;
+    assert!(ready.contains("policy"), "{ready}");
+    assert!(ready.contains("(rejectedIdentifier)"), "{ready}");
+}
