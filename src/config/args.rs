@@ -17,7 +17,7 @@ use clap::{
 pub struct ServeArgs {
     /// Addresses to listen on.
     #[arg(
-        help = "Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443; with ACME [::]:443]"
+        help = "Address to listen on; repeat for more. Port 0 is any free port [default: [::]:8443]"
     )]
     #[arg(long, value_name = "ADDRESS:PORT", value_delimiter = ',')]
     #[arg(env = "KUBE_TLS_PROXY_LISTEN", help_heading = CLIENTS)]
@@ -43,7 +43,7 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_KEY", help_heading = CLIENTS)]
     pub keys: Vec<PathBuf>,
 
-    /// Get a certificate for this name from a CA by ACME, and renew it; repeat for more names
+    /// Get a certificate for this name by ACME, on port 443 without --listen; repeat for more
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     #[arg(env = "KUBE_TLS_PROXY_ACME", help_heading = CLIENTS)]
     pub acme: Vec<String>,

@@ -258,7 +258,7 @@ fn bad_config_files() {
         ),
         (
             "certificates: [{acme: {email: a@b.test}}]\n",
-            "config file DIR/proxy.yaml, line 1, column 23: `domains` is missing; add it, with the same indentation as the other keys",
+            "config file DIR/proxy.yaml, line 1, column 24: `domains` is missing; add it, with the same indentation as the other keys",
         ),
         (
             "certificates: [{acme: {domains: ['https://a.test']}}]\n",
@@ -363,7 +363,7 @@ fn bad_config_files() {
         ),
         (
             "--config DIR/proxy.yaml",
-            "no certificate is given; add --cert FILE and --key FILE, or `certificates` in a --config file",
+            "no certificate is given; add --cert FILE and --key FILE, or --acme NAME to get one from a CA, or `certificates` in a --config file",
         ),
     ] {
         let line = line.replace("CERT", CERT).replace("UPSTREAM", UPSTREAM);

@@ -10,7 +10,7 @@ fn bad_flags() {
     for (line, expected) in [
         (
             "UPSTREAM",
-            "no certificate is given; add --cert FILE and --key FILE, or `certificates` in a --config file",
+            "no certificate is given; add --cert FILE and --key FILE, or --acme NAME to get one from a CA, or `certificates` in a --config file",
         ),
         (
             "CERT",
