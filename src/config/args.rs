@@ -43,7 +43,7 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_KEY", help_heading = CLIENTS)]
     pub keys: Vec<PathBuf>,
 
-    /// Get a certificate for this name by ACME, on port 443 without --listen; repeat for more
+    /// Get a certificate for this name by ACME, on port 443 by default; repeat for more
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     #[arg(env = "KUBE_TLS_PROXY_ACME", help_heading = CLIENTS)]
     pub acme: Vec<String>,

@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
+use super::publish::Publication;
 use crate::{
     config::{
         AcmeConfig, CertificateSource, ClientCertificatesConfig, ClusterConfig, Config,
@@ -23,6 +24,8 @@ pub struct Material {
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
     pub(super) client_certificates: Vec<Option<ClientMaterial>>,
+    /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
+    pub(super) publications: Vec<Option<Publication>>,
 }
 
 /// What one cluster needs for client certificates.
@@ -115,10 +118,11 @@ impl Material {
             }
         }
         Ok(Self {
-            identities,
             pending,
             clusters: load_clusters(config, now)?,
             client_certificates: load_client_certificates(config, now)?,
+            publications: Publication::load_all(config, &identities, now)?,
+            identities,
         })
     }
 
@@ -160,6 +164,12 @@ impl Material {
             ))
             .chain(anchors.cloned())
             .chain(self.client_warnings(now))
+            .chain(
+                self.publications
+                    .iter()
+                    .flatten()
+                    .filter_map(|one| one.warning.clone()),
+            )
             .collect()
     }
 
@@ -273,6 +283,8 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
         if let TrustSource::File(file) = &cluster.trust {
             files.push(file.clone());
         }
+        let publish = cluster.publish.as_ref();
+        files.extend(publish.and_then(|publish| publish.ca.clone()));
         if let Some(clients) = &cluster.client_certificates {
             let front_proxy = &clients.front_proxy;
             files.extend([
