@@ -37,6 +37,11 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l trusted-proxies -d 'HTTP proxies in front, whose X-Forwarded-For names the client' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l cert -d 'Certificate chain to present: PEM, the server certificate first; repeat for more' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l key -d 'Private key: PEM, not encrypted; one per --cert, in the same order' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme -d 'Get a certificate for this name by ACME, on port 443 by default; repeat for more' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-email -d 'Email address for the ACME account' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-directory -d 'ACME directory of the CA; its terms of service apply [default: Let\'s Encrypt]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-directory-ca -d 'PEM file with the CAs that verify the ACME directory [default: the public CAs]' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-store -d 'Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F
@@ -61,6 +66,11 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l trusted-proxies -d 'HTTP proxies in front, whose X-Forwarded-For names the client' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l cert -d 'Certificate chain to present: PEM, the server certificate first; repeat for more' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l key -d 'Private key: PEM, not encrypted; one per --cert, in the same order' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme -d 'Get a certificate for this name by ACME, on port 443 by default; repeat for more' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-email -d 'Email address for the ACME account' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-directory -d 'ACME directory of the CA; its terms of service apply [default: Let\'s Encrypt]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-directory-ca -d 'PEM file with the CAs that verify the ACME directory [default: the public CAs]' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-store -d 'Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F

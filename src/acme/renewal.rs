@@ -25,7 +25,7 @@ pub(super) fn due(
         .clamp(at(EARLIEST), at(LATEST))
 }
 
-/// The wait after so many failures in a row. `asked` is the wait that the CA asks for.
+/// The wait after this number of failures in a row. `asked` is the wait that the CA asks for.
 pub(super) fn back_off(failures: u32, asked: Option<Duration>, fraction: f64) -> Duration {
     let doubled = 2_u32.saturating_pow(failures.saturating_sub(1).min(MAX_DOUBLINGS));
     let wait = MIN_WAIT.saturating_mul(doubled).min(MAX_WAIT);

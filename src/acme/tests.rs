@@ -37,7 +37,7 @@ fn renewal(config: &AcmeConfig) -> Renewal {
     }
 }
 
-/// Stores a certificate for `name` that ends in so many seconds, and began ten times as long ago.
+/// Stores a certificate for `name` that ends in ten minutes, and began years ago.
 fn store_certificate(config: &AcmeConfig, name: &str) -> Vec<u8> {
     let soon = SystemTime::now() + Duration::from_secs(600);
     let identity = Ca::new("CA").leaf(&[name]).valid_until(soon).build();

@@ -2,6 +2,7 @@
 //! it. ALPN alone chooses the protocol. A connection for a passthrough host leaves here after its `ClientHello`.
 
 mod acme;
+mod certificates;
 mod client_auth;
 mod handshake_log;
 mod http1;
@@ -14,14 +15,7 @@ mod tests;
 use std::{error::Error, io, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use rustls::{
-    ServerConfig, ServerConnection,
-    server::{
-        Acceptor, ClientHello, NoClientAuth, ProducesTickets, ResolvesServerCert,
-        danger::ClientCertVerifier,
-    },
-    sign::CertifiedKey,
-};
+use rustls::{ServerConfig, ServerConnection, server::Acceptor};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -34,6 +28,7 @@ use tracing::debug;
 use acme::AcmeReply;
 
 pub use acme::AcmeNames;
+pub use certificates::server_config;
 pub use client_auth::asking_server_config;
 pub use handshake_log::HandshakeLog;
 use passthrough::Greeting;
@@ -43,10 +38,9 @@ use crate::{
     clients::{Client, ClientTable, Place, Refusal},
     config::{Admission, Limits, PeerPolicy, Timeouts},
     drain::{ConnectionKind, Drain},
-    hosts::{HostMap, HostName, PeerAddr},
+    hosts::PeerAddr,
     memory::MemoryPressure,
     metrics::{Connected, Counters, Handshake, Limit, Protocol},
-    pki::{self, Identity},
     proxy::{
         self, ClientCertificates, ClientConnection, CredentialCache, PassedClient,
         PresentedCertificate, Routes,
@@ -430,33 +424,6 @@ impl HandshakeError {
     }
 }
 
-/// Returns settings that present one of `identities`, chosen by SNI, or the first one without SNI or with an
-/// unknown name. `tickets` outlives the settings, so that clients can resume their sessions after a reload.
-///
-/// # Panics
-///
-/// Never: aws-lc-rs supports both versions of TLS.
-#[must_use]
-pub fn server_config(identities: &[Identity], tickets: Arc<dyn ProducesTickets>) -> ServerConfig {
-    let mut config = with_client_auth(identities, Arc::new(NoClientAuth));
-    config.ticketer = tickets;
-    config
-}
-
-/// Settings that present one of `identities` and treat the certificates of clients like this.
-fn with_client_auth(
-    identities: &[Identity],
-    verifier: Arc<dyn ClientCertVerifier>,
-) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_provider(pki::provider())
-        .with_safe_default_protocol_versions()
-        .expect("aws-lc-rs supports TLS 1.2 and 1.3")
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(CertificateBySni::new(identities)));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config
-}
-
 /// Runs the TLS handshake, or only reads the `ClientHello` of a connection that is passed through, which needs no slot.
 /// `timeouts.handshake` covers everything, including the wait for a slot. A client that fills its
 /// own slots waits for them, so that it never fills those of all clients.
@@ -572,38 +539,6 @@ fn is_plain_http(first: &[u8]) -> bool {
 /// Sends the last bytes of a connection without HTTP, and ends it.
 async fn refuse(stream: impl AsyncRead + AsyncWrite + Unpin, bytes: &[u8]) {
     timeout(LINGER, send_last(stream, bytes)).await.ok();
-}
-
-/// Chooses the certificate for a name, by the SANs of the certificates.
-#[derive(Debug)]
-struct CertificateBySni {
-    by_name: HostMap<Arc<CertifiedKey>>,
-    default: Option<Arc<CertifiedKey>>,
-}
-
-impl CertificateBySni {
-    fn new(identities: &[Identity]) -> Self {
-        let mut by_name = HostMap::default();
-        for identity in identities {
-            for name in identity.names() {
-                // Of two certificates for one name the first wins, as it does for the default.
-                by_name.insert(name, identity.certified_key());
-            }
-        }
-        Self {
-            by_name,
-            default: identities.first().map(Identity::certified_key),
-        }
-    }
-}
-
-impl ResolvesServerCert for CertificateBySni {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let name = hello.server_name().map(HostName::new);
-        name.and_then(|name| self.by_name.get(&name))
-            .or(self.default.as_ref())
-            .cloned()
-    }
 }
 
 /// How long a client may leave pending data of a response unread (60 s in nginx, too: `send_timeout`).

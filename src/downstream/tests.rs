@@ -10,7 +10,12 @@ use std::{
 };
 
 use http::Response;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, crypto::aws_lc_rs::Ticketer};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore,
+    crypto::aws_lc_rs::Ticketer,
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
 use rustls_pki_types::ServerName;
 use standin::{
     TempDir,
@@ -29,6 +34,7 @@ use tokio::{
 use super::*;
 use crate::{
     config::IdentityFiles,
+    pki::{self, Identity},
     proxy::Route,
     upstream::{ClientTls, Cluster, Endpoints},
 };

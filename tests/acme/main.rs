@@ -320,7 +320,7 @@ async fn external_account_is_bound_and_a_wrong_key_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_certificate_clients_get_an_alert_and_readyz_says_why() {
+async fn unissued_certificate_means_an_alert_and_readyz_says_why() {
     let (world, port) = (World::new(), free_port());
     let upstream = world.apiserver().start().await;
     let acme = AcmeConfig {
