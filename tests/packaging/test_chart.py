@@ -39,6 +39,17 @@ def drop_labels(value):
             drop_labels(each)
 
 
+def permissions(rules):
+    """Each single permission of a role, in whatever rules it is written."""
+    found = set()
+    for rule in rules:
+        places = [(group, name) for group in rule.get("apiGroups", []) for name in rule.get("resources", [])]
+        places += [("url", url) for url in rule.get("nonResourceURLs", [])]
+        names = tuple(rule.get("resourceNames", []))
+        found |= {(place, names, verb) for place in places for verb in rule["verbs"]}
+    return found
+
+
 def pod_of(objects):
     return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
 
@@ -53,6 +64,8 @@ EVERYTHING = [
     "tlsRoute.enabled=true",
     'tlsRoute.parentRefs=[{"name": "public"}]',
     "serviceAccount.create=true",
+    "impersonation.enabled=true",
+    'impersonation.groups=["developers"]',
     'config={"limits": {"headerFields": 256}}',
     'extraObjects=[{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}}]',
 ]
@@ -217,6 +230,35 @@ class Chart(unittest.TestCase):
         self.assertEqual(pod_of(objects)["serviceAccountName"], "kube-tls-proxy")
         self.assertEqual(pod_of(rendered.chart('serviceAccount.name="mine"'))["serviceAccountName"], "mine")
 
+    def test_impersonation_renders_the_overlay(self):
+        wanted = comparable(rendered.kustomize("overlays/impersonation"))
+        del wanted["Namespace", "kube-tls-proxy"]
+        settings = ["serviceAccount.create=true", "impersonation.enabled=true", 'impersonation.groups=["developers"]']
+        objects = comparable(rendered.chart(*settings))
+        # The names are of one release in one namespace, because roles have no namespace.
+        name = "kube-tls-proxy-kube-tls-proxy-impersonation"
+        for kind in ("ClusterRole", "ClusterRoleBinding"):
+            wanted[kind, name] = wanted.pop((kind, "kube-tls-proxy-impersonation"))
+            wanted[kind, name]["metadata"]["name"] = name
+        wanted["ClusterRoleBinding", name]["roleRef"]["name"] = name
+        roles = [objects.pop(("ClusterRole", name)), wanted.pop(("ClusterRole", name))]
+        self.assertEqual(*[permissions(role["rules"]) for role in roles])
+        # A patch puts its own volume first.
+        for pod in (pod_of(objects), pod_of(wanted)):
+            for volumes in (pod["volumes"], pod["containers"][0]["volumeMounts"]):
+                volumes.sort(key=lambda volume: volume["name"])
+        self.assertEqual(objects, wanted)
+
+    def test_older_impersonation_is_the_older_role(self):
+        (document, _) = yaml.safe_load_all((rendered.KUBERNETES / "components/impersonation/older-role.yaml").read_text())
+        settings = ["serviceAccount.create=true", "impersonation.enabled=true", "impersonation.older=true"]
+        name = "kube-tls-proxy-kube-tls-proxy-impersonation"
+        role = rendered.chart(*settings, 'impersonation.groups=["developers"]')["ClusterRole", name]
+        self.assertEqual(permissions(role["rules"]), permissions(document["rules"]))
+        role = rendered.chart(*settings, 'impersonation.groups=["*"]')["ClusterRole", name]
+        groups = [rule for rule in role["rules"] if rule.get("resources") == ["groups"]]
+        self.assertEqual(groups, [{"apiGroups": [""], "resources": ["groups"], "verbs": ["impersonate"]}])
+
     def test_common_labels_are_everywhere_but_in_selectors(self):
         settings = ["commonLabels.team=\"platform\"", *EVERYTHING]
         objects = rendered.chart(*settings)
@@ -343,6 +385,8 @@ class Chart(unittest.TestCase):
             (["service.nodePort=30443", 'service.type="ClusterIP"'], "service.nodePort: "),
             (['service.loadBalancerIP="192.0.2.7"', 'service.type="NodePort"'], "service.loadBalancerIP: "),
             (["tlsRoute.enabled=true"], "tlsRoute.parentRefs: name the Gateway"),
+            (["impersonation.enabled=true"], "set serviceAccount.create"),
+            (["impersonation.enabled=true", "serviceAccount.create=true"], "impersonation.groups: name the groups"),
             (["tlsRoute.enabled=true", 'tlsRoute.parentRefs=[{"name": "g"}]'], "tlsRoute.hostnames: "),
         ]:
             error = rendered.values_error(*settings)

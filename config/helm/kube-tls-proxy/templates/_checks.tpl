@@ -42,6 +42,10 @@
     {{- if and (get $.Values.service $key) (ne $.Values.service.type "LoadBalancer") -}}{{- fail (printf "service.%s: only a Service of the type LoadBalancer has it, and service.type is %s" $key $.Values.service.type) -}}{{- end -}}
   {{- end -}}
 {{- end -}}
+{{- if .Values.impersonation.enabled -}}
+  {{- if not (include "kube-tls-proxy.serviceAccount" .) -}}{{- fail "impersonation: the service account `default` must not impersonate users; set serviceAccount.create, or name another one in serviceAccount.name" -}}{{- end -}}
+  {{- if not .Values.impersonation.groups -}}{{- fail "impersonation.groups: name the groups (O) of the client certificates, or write [\"*\"] for every group" -}}{{- end -}}
+{{- end -}}
 {{- if .Values.tlsRoute.enabled -}}
   {{- if not .Values.tlsRoute.parentRefs -}}{{- fail "tlsRoute.parentRefs: name the Gateway, such as [{name: public, namespace: gateways, sectionName: tls}]" -}}{{- end -}}
   {{- if not (or .Values.tlsRoute.hostnames .Values.certificate.dnsNames) -}}{{- fail "tlsRoute.hostnames: name the hosts in the `server` of users' kubeconfigs" -}}{{- end -}}
