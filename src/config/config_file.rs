@@ -126,7 +126,7 @@ pub(super) struct ClientCertificatesEntry {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ImpersonateEntry {
-    /// File with the token of a ServiceAccount, read again when it changes.
+    /// File with the token of a service account, read again when it changes.
     #[schemars(with = "String")]
     pub(super) token_file: Parsed<FilePath>,
 }

@@ -80,7 +80,7 @@ impl fmt::Debug for TokenFile {
 
 /// Why the content of a file is no token, and how to fix it.
 #[derive(Debug, thiserror::Error)]
-enum TokenError {
+enum TokenFileError {
     #[error(transparent)]
     Read(#[from] ReadError),
     #[error("it is empty; write the token of the proxy's ServiceAccount there")]
@@ -96,29 +96,29 @@ enum TokenError {
 }
 
 fn read(path: &Path) -> Result<HeaderValue, String> {
-    let value = read_file(path).map_err(TokenError::from);
+    let value = read_file(path).map_err(TokenFileError::from);
     let value = value.and_then(|bytes| authorization(&bytes));
     value.map_err(|error| error_chain(&error).to_string())
 }
 
 /// The value of `Authorization` for this content of a file. Blanks and line breaks around the token do not count, as for
 /// client-go: `kubectl create token` writes one after it.
-fn authorization(bytes: &[u8]) -> Result<HeaderValue, TokenError> {
+fn authorization(bytes: &[u8]) -> Result<HeaderValue, TokenFileError> {
     let token = bytes.trim_ascii();
     if token.is_empty() {
-        return Err(TokenError::Empty);
+        return Err(TokenFileError::Empty);
     }
     if token.iter().any(|byte| matches!(byte, b'\n' | b'\r')) {
-        return Err(TokenError::LineBreak);
+        return Err(TokenFileError::LineBreak);
     }
     if token.len() > MAX_TOKEN_BYTES {
-        return Err(TokenError::TooLarge);
+        return Err(TokenFileError::TooLarge);
     }
     if !token.iter().all(u8::is_ascii_graphic) {
-        return Err(TokenError::Character);
+        return Err(TokenFileError::Character);
     }
     let mut value = HeaderValue::from_bytes(&[b"Bearer ", token].concat())
-        .map_err(|_no_value| TokenError::Character)?;
+        .map_err(|_no_value| TokenFileError::Character)?;
     // HTTP/2 then keeps it out of the table of fields that a connection shares, and no `Debug` prints it.
     value.set_sensitive(true);
     Ok(value)

@@ -38,7 +38,7 @@ pub struct ClientMaterial {
 #[derive(Debug)]
 pub enum NamingMaterial {
     /// The certificate of a front proxy.
-    FrontProxy(ClientIdentity),
+    FrontProxy(Box<ClientIdentity>),
     /// A token that may impersonate users.
     Token(Arc<TokenFile>),
 }
@@ -47,12 +47,14 @@ impl NamingMaterial {
     /// Reads and checks the files. A token that cannot be used is no error: it stops only the users of client certificates.
     fn load(config: &NamingConfig, now: SystemTime) -> Result<Self, PkiError> {
         Ok(match config {
-            NamingConfig::FrontProxy(files) => Self::FrontProxy(ClientIdentity::load(files, now)?),
+            NamingConfig::FrontProxy(files) => {
+                Self::FrontProxy(Box::new(ClientIdentity::load(files, now)?))
+            }
             NamingConfig::Impersonate(file) => Self::Token(Arc::new(TokenFile::load(file))),
         })
     }
 
-    /// Whether both are the same credential. A file with another token than before is.
+    /// Whether both are the same credential. A token file is the same whatever token it has.
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::FrontProxy(one), Self::FrontProxy(other)) => one.summary() == other.summary(),
@@ -65,7 +67,7 @@ impl NamingMaterial {
     #[must_use]
     pub fn front_proxy(&self) -> Option<&ClientIdentity> {
         match self {
-            Self::FrontProxy(identity) => Some(identity),
+            Self::FrontProxy(identity) => Some(identity.as_ref()),
             Self::Token(_) => None,
         }
     }

@@ -1,5 +1,5 @@
 //! Users with client certificates whom the proxy impersonates with a token of its own: what the apiserver receives for
-//! them, and that nobody else gets this token.
+//! them, and that no other request gets this token.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     admin,
+    binary::Binary,
     proxy::{HOST, Proxy, Setup, World, watch_or_ok},
     responses::{BOTH, Protocol},
     spoofing::spellings,
@@ -154,7 +155,7 @@ async fn owner_of_certificate_is_impersonated() {
 /// With a token, without any credential, and with a certificate that does not count: also after users with certificates have
 /// left connections in the idle pool.
 #[tokio::test]
-async fn nobody_without_valid_certificate_gets_the_token() {
+async fn no_request_without_valid_certificate_gets_the_token() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = apiserver(&world).start().await;
     let proxy = setup(&cas, &world, &upstream).start();
@@ -531,4 +532,57 @@ async fn reload_changes_how_users_are_named() {
     let request = within("the new section", changed).await;
     assert_eq!(request.lines("impersonate-user"), ["jane"]);
     assert_eq!(request.lines("authorization"), [format!("Bearer {TOKEN}")]);
+}
+
+/// Neither the start, nor requests, nor a damaged file, nor a new token, even with all libraries at level trace.
+#[tokio::test]
+async fn token_of_the_proxy_is_never_logged() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = apiserver(&world).start().await;
+    world.public_ca.server(&[HOST]).write(&world.dir, "public");
+    world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
+    world.dir.write("users.crt", cas.users.pem());
+    world.dir.write("token", "proxy.token.Canary5ecret");
+    let text = format!(
+        "listen: ['127.0.0.1:0']\ntimeouts: {{drainDelay: 0s}}\n\
+         log: {{format: json, filter: 'trace,h2=trace,h2::codec=trace,kube_tls_proxy=trace'}}\n\
+         certificates: [{{certificate: public.crt, key: public.key}}]\n\
+         clusters:\n- name: prod\n  hosts: [{HOST}]\n  \
+         upstream: {{url: 'https://{}', ca: cluster-ca.crt, name: kubernetes.default.svc}}\n  \
+         clientCertificates: {{ca: users.crt, impersonate: {{tokenFile: token}}}}\n",
+        upstream.address()
+    );
+    let mut binary = Binary::start_from_file(&world.dir.write("proxy.yaml", text)).await;
+    binary.wait_for_line("impersonation token in use").await;
+    let jane = || binary.client(&world).identity(cas.jane());
+    for protocol in BOTH {
+        assert_eq!(get(&jane(), protocol, HOST, &[]).await.code, 200);
+    }
+    for (content, event) in [
+        ("Canary5ecret\nCanary5ecret", "impersonation token unusable"),
+        (
+            "proxy.token.new.Canary5ecret",
+            "new impersonation token in use",
+        ),
+    ] {
+        world.dir.write("token", content);
+        binary.signal("HUP").await;
+        binary.wait_for_line(event).await;
+        for protocol in BOTH {
+            get(&jane(), protocol, HOST, &[]).await;
+        }
+    }
+    binary.signal("TERM").await;
+    assert_eq!(binary.exit_code().await, Some(0));
+    for line in binary.stderr() {
+        assert!(!line.contains("Canary5ecret"), "{line}");
+    }
+    let sent = upstream.requests();
+    let sent = sent
+        .iter()
+        .flat_map(|request| request.lines("authorization"));
+    assert_eq!(
+        sent.filter(|token| token.contains("Canary5ecret")).count(),
+        4
+    );
 }
