@@ -23,7 +23,7 @@ use crate::{
     listener::{self, PortSharing},
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
     quote,
-    reload::{ClientMaterial, NamingMaterial},
+    reload::{ClientMaterial, NamingMaterial, Publication},
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -65,6 +65,7 @@ pub(super) async fn check(
     }
     if identities.len() == config.identities.len() {
         check_hosts(&config.clusters, &identities, recorder);
+        check_published(config, &identities, now, recorder);
     } else {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
@@ -78,6 +79,31 @@ pub(super) async fn check(
     }
     let names = identities.iter().flat_map(Identity::names);
     names.cloned().collect()
+}
+
+/// Says which clusters publish a kubeconfig, and whether clients can use it.
+fn check_published(
+    config: &Config,
+    identities: &[Identity],
+    now: SystemTime,
+    recorder: &mut Recorder<'_>,
+) {
+    for cluster in &config.clusters {
+        let loaded = Publication::load(cluster, identities, now);
+        match loaded.map_err(|error| error.naming_place(&config.sources)) {
+            Ok(None) => {}
+            Ok(Some(Publication {
+                warning: Some(warning),
+                ..
+            })) => recorder.warning(Check::Configuration, Message::from_sentence(&warning)),
+            Ok(Some(_)) => {
+                let name = &cluster.name;
+                let text = format!("the hosts of {name} serve /.well-known/kubeconfig to everyone");
+                recorder.ok(Check::Configuration, text);
+            }
+            Err(error) => recorder.failed(Check::Configuration, Message::from_error(&error)),
+        }
+    }
 }
 
 /// Says how many client connections there may be, and why. Warns of more than the memory is enough for.

@@ -248,6 +248,7 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::CertificateOfOtherHost
         | Rejection::Impersonation
         | Rejection::Credential(_)
-        | Rejection::AmbiguousPath => None,
+        | Rejection::AmbiguousPath
+        | Rejection::PublishedMethod => None,
     }
 }

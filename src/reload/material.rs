@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
+use super::publish::Publication;
 use crate::{
     config::{
         ClientCertificatesConfig, ClusterConfig, Config, NamingConfig, TrustSource, read_file,
@@ -23,6 +24,8 @@ pub struct Material {
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
     pub(super) client_certificates: Vec<Option<ClientMaterial>>,
+    /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
+    pub(super) publications: Vec<Option<Publication>>,
 }
 
 /// What one cluster needs for client certificates.
@@ -154,11 +157,7 @@ impl Material {
         let identities = config.identities.iter().map(|files| {
             Identity::load(files, now).map_err(|error| error.naming_place(&config.sources))
         });
-        Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
-            clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now, None)?,
-        })
+        Self::of_identities(identities.collect::<Result<_, _>>()?, config, now, None)
     }
 
     /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
@@ -182,10 +181,21 @@ impl Material {
             };
             loaded.map_err(|error| error.naming_place(&config.sources))
         });
+        let identities = identities.collect::<Result<_, _>>()?;
+        Self::of_identities(identities, config, now, Some(old))
+    }
+
+    fn of_identities(
+        identities: Vec<Identity>,
+        config: &Config,
+        now: SystemTime,
+        old: Option<&Self>,
+    ) -> Result<Self, PkiError> {
         Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
             clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now, Some(old))?,
+            client_certificates: load_client_certificates(config, now, old)?,
+            publications: Publication::load_all(config, &identities, now)?,
+            identities,
         })
     }
 
@@ -216,6 +226,12 @@ impl Material {
             .chain(uncovered_hosts(hosts, &self.identities))
             .chain(anchors.cloned())
             .chain(self.client_warnings(now))
+            .chain(
+                self.publications
+                    .iter()
+                    .flatten()
+                    .filter_map(|one| one.warning.clone()),
+            )
             .collect()
     }
 
@@ -343,6 +359,8 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
         if let TrustSource::File(file) = &cluster.trust {
             files.push(file.clone());
         }
+        let publish = cluster.publish.as_ref();
+        files.extend(publish.and_then(|publish| publish.ca.clone()));
         if let Some(clients) = &cluster.client_certificates {
             files.push(clients.ca.clone());
             files.extend(clients.crl.clone());
