@@ -21,6 +21,11 @@ import (
 // clients share.
 type target struct {
 	server, ca, token string
+	// serverName is the name to verify, and to ask for in the SNI. It is the host
+	// of the server when it is empty.
+	serverName string
+	// certificate and key are the files of a client certificate, or empty.
+	certificate, key string
 	// from is the local address to connect from, or empty.
 	from    string
 	headers headerFlag
@@ -36,6 +41,9 @@ func (t *target) flags(name string) *flag.FlagSet {
 	flags.StringVar(&t.server, "server", "", "base URL of the server")
 	flags.StringVar(&t.ca, "ca", "", "file with the certificates to trust")
 	flags.StringVar(&t.token, "token", "", "bearer token; none is sent when it is empty")
+	flags.StringVar(&t.serverName, "server-name", "", "name of the server instead of its host")
+	flags.StringVar(&t.certificate, "cert", "", "file with a client certificate")
+	flags.StringVar(&t.key, "key", "", "file with the key of the client certificate")
 	flags.StringVar(&t.from, "from", "", "local `address` to connect from")
 	flags.Var(&t.headers, "header", "`name: value` to send; may be repeated")
 	flags.BoolVar(&t.http1, "http1", false, "speak HTTP/1.1 instead of HTTP/2")
@@ -52,6 +60,14 @@ func (t *target) client() (*http.Client, error) {
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s contains no certificate", t.ca)
 	}
+	config := &tls.Config{RootCAs: roots, ServerName: t.serverName}
+	if t.certificate != "" {
+		identity, err := tls.LoadX509KeyPair(t.certificate, t.key)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{identity}
+	}
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(t.http1)
 	protocols.SetHTTP2(!t.http1)
@@ -60,7 +76,7 @@ func (t *target) client() (*http.Client, error) {
 		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(t.from)}
 	}
 	transport := &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots},
+		TLSClientConfig: config,
 		Protocols:       protocols,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			t.connections.Add(1)

@@ -1,22 +1,20 @@
 //! Access rules with a real kubectl: the sentence that it prints, and the audit log, which has no denied request.
 
 use std::fs;
-use std::path::PathBuf;
 
 use serde_json::json;
 
 use crate::audit::event_of;
-use crate::kubectl::{Kubectl, STREAMINGS, kubeconfig_for};
+use crate::kubectl::{Kubectl, STREAMINGS};
 use crate::proxy::Proxy;
 use crate::suite::{Route, Suite, shared};
 
 /// A proxy with rules. The token of the suite is that of a service account.
 fn proxy_with_rules(suite: &Suite) -> Proxy {
-    let fixture = &suite.fixture;
     let config = json!({
         "clusters": [{
             "name": "test",
-            "upstream": {"url": fixture.server(), "ca": fixture.ca()},
+            "upstream": suite.upstream(),
             "access": [
                 {"deny": {"resources": ["pods/exec", "pods/portforward", "secrets"], "unlessFrom": ["192.0.2.0/24"]}},
                 {"deny": {"credentials": ["serviceAccount"], "resources": ["nodes"]}},
@@ -25,29 +23,16 @@ fn proxy_with_rules(suite: &Suite) -> Proxy {
             ],
         }],
     });
-    let file = fixture.scratch().join("access.yaml");
-    fs::write(&file, config.to_string()).unwrap();
-    suite
-        .proxy
-        .another(fixture, &["--config", file.to_str().unwrap()])
-}
-
-fn kubeconfig(suite: &Suite, proxy: &Proxy) -> PathBuf {
-    let ca = proxy.ca.display().to_string();
-    let content = kubeconfig_for(suite, &proxy.server, &ca, suite.fixture.token());
-    let file = suite.fixture.scratch().join("access.json");
-    fs::write(&file, content.to_string()).unwrap();
-    file
+    suite.proxy.another(&suite.fixture, &config, &[])
 }
 
 #[test]
 fn kubectl_prints_denials_and_the_apiserver_sees_none() {
     let Some(suite) = shared() else { return };
     let proxy = proxy_with_rules(&suite);
-    let file = kubeconfig(&suite, &proxy);
     for streaming in STREAMINGS {
         let kubectl = Kubectl::new(&suite, Route::Proxied)
-            .with_kubeconfig(&file)
+            .with_server(proxy.server())
             .streaming(streaming);
         let denied = |args: &[&str], reason: &str| {
             let outcome = kubectl.run(args);
@@ -85,7 +70,7 @@ fn kubectl_prints_denials_and_the_apiserver_sees_none() {
         kubectl.run(&["get", "pod", "shell"]).ok();
         kubectl.run(&["auth", "whoami"]).ok();
     }
-    let kubectl = Kubectl::new(&suite, Route::Proxied).with_kubeconfig(&file);
+    let kubectl = Kubectl::new(&suite, Route::Proxied).with_server(proxy.server());
     let missing = kubectl.run(&[
         "get",
         "--raw",

@@ -8,13 +8,13 @@ use serde_json::Value;
 use standin::haproxy::HaProxy;
 
 use crate::process::run;
-use crate::suite::{Route, Suite, shared};
+use crate::suite::{Credential, Route, Server, Suite, shared};
 
 #[test]
 fn audit_shows_client_and_proxy_and_no_spoofed_address() {
     let Some(suite) = shared() else { return };
     for protocol in ["-http1=true", "-http1=false"] {
-        let mut fetch = suite.raw_client("fetch", Route::Proxied, suite.fixture.token());
+        let mut fetch = suite.raw_client("fetch", Route::Proxied, &suite.credential());
         let path = format!("/api/v1/namespaces/default/configmaps/audited{protocol}");
         fetch.args(["-path", &path, protocol]);
         // The client uses another address than the proxy, so that the log shows which is which.
@@ -41,15 +41,8 @@ fn audit_shows_client_and_proxy_and_no_spoofed_address() {
 #[test]
 fn audit_log_and_access_log_name_the_same_user() {
     let Some(suite) = shared() else { return };
-    let upstream = ["--upstream", suite.fixture.server()];
-    let ca = ["--upstream-ca", suite.fixture.ca()];
-    let flags = [
-        &upstream[..],
-        &ca,
-        &["--log-user", "subject", "--drain-delay", "0s"],
-    ]
-    .concat();
-    let proxy = suite.proxy.another(&suite.fixture, &flags);
+    let flags = ["--log-user", "subject", "--drain-delay", "0s"];
+    let proxy = suite.another_proxy(&suite.upstream(), &flags);
     let token = suite.fixture.token();
     let (claims, signature) = token.rsplit_once('.').unwrap();
     let reversed: String = signature.chars().rev().collect();
@@ -60,18 +53,9 @@ fn audit_log_and_access_log_name_the_same_user() {
         ("/api/v1/namespaces/suite/pods/forged", &forged, 401),
     ];
     for (path, token, _) in paths {
-        let mut fetch = suite.fixture.client("fetch");
-        let proxy_ca = proxy.ca.to_str().unwrap();
-        fetch.args([
-            "-server",
-            &proxy.server,
-            "-ca",
-            proxy_ca,
-            "-token",
-            token,
-            "-path",
-            path,
-        ]);
+        let credential = Credential::token(token);
+        let mut fetch = suite.raw_client_of("fetch", &proxy.server(), &credential);
+        fetch.args(["-path", path]);
         run(fetch, Vec::new(), Duration::from_secs(30)).ok();
     }
     let log = proxy.stop();
@@ -92,26 +76,15 @@ fn audit_log_and_access_log_name_the_same_user() {
 #[test]
 fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
     let Some(suite) = shared() else { return };
-    let upstream = [
-        "--upstream",
-        suite.fixture.server(),
-        "--upstream-ca",
-        suite.fixture.ca(),
-    ];
-    let from = |flag| {
-        let flags = [&upstream[..], &[flag, "127.0.0.1"]].concat();
-        suite.proxy.another(&suite.fixture, &flags)
-    };
+    let from = |flag| suite.another_proxy(&suite.upstream(), &[flag, "127.0.0.1"]);
     let (named, trusting) = (from("--proxy-protocol-from"), from("--trusted-proxies"));
-    let port = named.server.rsplit(':').next().unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let fetch = |server: &str, path: &str, more: &[&str]| {
-        let mut fetch = suite.fixture.client("fetch");
-        fetch.args(["-server", server, "-ca", named.ca.to_str().unwrap()]);
-        fetch.args(["-token", suite.fixture.token(), "-path", path]);
+    let fetch = |server: &Server, path: &str, more: &[&str]| {
+        let mut fetch = suite.raw_client_of("fetch", server, &suite.credential());
+        fetch.args(["-path", path]);
         fetch.args(more);
         run(fetch, Vec::new(), Duration::from_secs(30)).ok();
         event_of(&suite, path)["sourceIPs"].clone()
@@ -121,13 +94,16 @@ fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
         let started = HaProxy::start(
             &dir,
             [127, 0, 0, 1].into(),
-            ([127, 0, 0, 1], port).into(),
+            ([127, 0, 0, 1], named.port()).into(),
             options,
         );
         let Some(haproxy) = runtime.block_on(started) else {
             return;
         };
-        let server = format!("https://localhost:{}", haproxy.address.port());
+        let server = Server {
+            url: format!("https://localhost:{}", haproxy.address.port()),
+            ..named.server()
+        };
         for protocol in ["-http1=true", "-http1=false"] {
             let path = format!("/api/v1/namespaces/default/configmaps/{options}{protocol}");
             let spoofed = ["-header", "X-Forwarded-For: 6.6.6.6"];
@@ -140,7 +116,7 @@ fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
         let path = format!("/api/v1/namespaces/default/configmaps/trusted{protocol}");
         let headers = ["-header", "X-Forwarded-For: 6.6.6.6, 198.51.100.7"];
         let more = [&[protocol][..], &headers].concat();
-        let sources = fetch(&trusting.server, &path, &more);
+        let sources = fetch(&trusting.server(), &path, &more);
         assert_eq!(sources, serde_json::json!(["198.51.100.7", "127.0.0.1"]));
     }
 }

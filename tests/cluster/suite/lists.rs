@@ -27,7 +27,7 @@ fn large_list_is_equal_compressed_plain_and_chunked() {
     // kubectl decompresses the response, so this compares the bytes on the wire.
     for encoding in ["gzip", "identity"] {
         let [direct, proxied] = on_both(|route| {
-            let mut fetch = suite.raw_client("fetch", route, suite.fixture.token());
+            let mut fetch = suite.raw_client("fetch", route, &suite.credential());
             fetch.args([
                 "-path",
                 &path,
