@@ -113,17 +113,29 @@ func (h *headerFlag) Set(value string) error {
 	return nil
 }
 
-// fetch sends one GET and prints the whole response, headers included.
+// fetch sends one GET and prints the whole response, headers included. With
+// -resume it sends another one before, and offers to resume its TLS session.
 func fetch(args []string) error {
 	t := target{timeout: 30 * time.Second}
 	flags := t.flags("fetch")
 	path := flags.String("path", "/version", "path and query")
+	resume := flags.Bool("resume", false, "offer the TLS session of an earlier connection")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	client, err := t.client()
 	if err != nil {
 		return err
+	}
+	if *resume {
+		transport := client.Transport.(*http.Transport)
+		transport.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+		first, err := t.request(context.Background(), *path)
+		if err != nil {
+			return err
+		}
+		newTally().try(client, first)
+		transport.CloseIdleConnections()
 	}
 	request, err := t.request(context.Background(), *path)
 	if err != nil {
@@ -140,7 +152,7 @@ func fetch(args []string) error {
 	}
 	return printJSON(map[string]any{
 		"status": response.StatusCode, "protocol": response.Proto,
-		"headers": response.Header, "body": string(body),
+		"headers": response.Header, "body": string(body), "resumed": response.TLS.DidResume,
 		// The hash of the received bytes, for a body that is not text.
 		"bytes": len(body), "sha256": fmt.Sprintf("%x", sha256.Sum256(body)),
 	})

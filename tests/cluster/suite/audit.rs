@@ -7,26 +7,24 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use standin::haproxy::HaProxy;
 
-use crate::process::run;
 use crate::suite::{Credential, Route, Server, Suite, shared};
 
 #[test]
 fn audit_shows_client_and_proxy_and_no_spoofed_address() {
     let Some(suite) = shared() else { return };
+    let server = suite.server(Route::Proxied);
     for protocol in ["-http1=true", "-http1=false"] {
-        let mut fetch = suite.raw_client("fetch", Route::Proxied, &suite.credential());
         let path = format!("/api/v1/namespaces/default/configmaps/audited{protocol}");
-        fetch.args(["-path", &path, protocol]);
         // The client uses another address than the proxy, so that the log shows which is which.
-        fetch.args(["-from", CLIENT]);
+        let mut flags = vec![protocol, "-from", CLIENT];
         for header in [
             "X-Forwarded-For: 6.6.6.6",
             "X-Forwarded-For: 7.7.7.7",
             "X-Real-Ip: 8.8.8.8",
         ] {
-            fetch.args(["-header", header]);
+            flags.extend(["-header", header]);
         }
-        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+        suite.fetch(&server, &suite.credential(), &path, &flags);
         let event = event_of(&suite, &path);
         assert_eq!(
             event["sourceIPs"],
@@ -53,10 +51,7 @@ fn audit_log_and_access_log_name_the_same_user() {
         ("/api/v1/namespaces/suite/pods/forged", &forged, 401),
     ];
     for (path, token, _) in paths {
-        let credential = Credential::token(token);
-        let mut fetch = suite.raw_client_of("fetch", &proxy.server(), &credential);
-        fetch.args(["-path", path]);
-        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+        suite.fetch(&proxy.server(), &Credential::token(token), path, &[]);
     }
     let log = proxy.stop();
     for (path, _, status) in paths {
@@ -72,6 +67,52 @@ fn audit_log_and_access_log_name_the_same_user() {
     }
 }
 
+/// Case 28. In the audit log the user is that of the credential, whatever fields the client adds.
+#[test]
+fn audit_names_owner_of_credential_despite_forged_fields() {
+    let Some(suite) = shared() else { return };
+    let server = suite.server(Route::Proxied);
+    let spellings = [
+        ["X-Remote-User: fixture", "X-Remote-Group: system:masters"],
+        ["x-remote-user: fixture", "x-remote-group: system:masters"],
+        ["X-REMOTE-USER: fixture", "X-REMOTE-GROUP: system:masters"],
+        ["X-Remote-Uid: 0", "X-Remote-Extra-Scopes: all"],
+        ["X-Remote-User: fixture", "Connection: X-Remote-Group"],
+        [
+            "X-Remote-Group: system:masters",
+            "Connection: X-Remote-User",
+        ],
+    ];
+    let credentials = [
+        (suite.credential(), suite.way.user()),
+        (
+            Credential::token(suite.fixture.token()),
+            "system:serviceaccount:suite:admin",
+        ),
+        (Credential::token(""), "system:anonymous"),
+    ];
+    for (number, (credential, user)) in credentials.iter().enumerate() {
+        for (spelling, fields) in spellings.iter().enumerate() {
+            for protocol in ["-http1=true", "-http1=false"] {
+                // HTTP/2 has no field `Connection`.
+                if protocol == "-http1=false" && fields[1].starts_with("Connection") {
+                    continue;
+                }
+                let name = format!("forged-{number}-{spelling}{protocol}");
+                let path = format!("/api/v1/namespaces/suite/configmaps/{name}");
+                let flags = [protocol, "-header", fields[0], "-header", fields[1]];
+                suite.fetch(&server, credential, &path, &flags);
+                let event = event_of(&suite, &path);
+                assert_eq!(event["user"]["username"], *user, "{fields:?} {event}");
+                let seen = event["user"].to_string();
+                for forged in ["fixture", "system:masters", "scopes", r#""uid":"0""#] {
+                    assert!(!seen.contains(forged), "{fields:?} {event}");
+                }
+            }
+        }
+    }
+}
+
 /// HAProxy with each version of the PROXY header, and an HTTP proxy that writes `X-Forwarded-For`.
 #[test]
 fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
@@ -83,10 +124,7 @@ fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
         .build()
         .unwrap();
     let fetch = |server: &Server, path: &str, more: &[&str]| {
-        let mut fetch = suite.raw_client_of("fetch", server, &suite.credential());
-        fetch.args(["-path", path]);
-        fetch.args(more);
-        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+        suite.fetch(server, &suite.credential(), path, more);
         event_of(&suite, path)["sourceIPs"].clone()
     };
     let dir = standin::TempDir::new();

@@ -4,11 +4,13 @@ use std::io::{self, Write};
 use std::ops::Deref;
 use std::process::{Command, Stdio};
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 use std::{env, thread};
 
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
+use crate::process::run;
 use crate::proxy::Proxy;
 use crate::way::{self, PASSED_HOST, Way};
 
@@ -139,6 +141,21 @@ impl Suite {
             }
         };
         command
+    }
+
+    /// Sends a GET on a new connection and returns the response, as the raw client `fetch` prints it.
+    #[track_caller]
+    pub(crate) fn fetch(
+        &self,
+        server: &Server,
+        credential: &Credential,
+        path: &str,
+        flags: &[&str],
+    ) -> Value {
+        let mut fetch = self.raw_client_of("fetch", server, credential);
+        fetch.args(["-path", path]).args(flags);
+        let output = run(fetch, Vec::new(), Duration::from_mins(1)).ok();
+        serde_json::from_str(&output).unwrap()
     }
 }
 

@@ -109,7 +109,8 @@ pub(crate) const PASSED_HOST: &str = "kubernetes";
 
 /// Rules that allow every request of the suite, each by another selector, and deny what it never asks for.
 fn rules() -> Value {
-    let here = json!(["127.0.0.0/8", "::1"]);
+    // The last one is a client that a trusted proxy names.
+    let here = json!(["127.0.0.0/8", "::1", "198.51.100.7"]);
     json!([
         { "deny": { "unlessFrom": here } },
         { "deny": { "credentials": ["basic"] } },
