@@ -16,6 +16,7 @@ mod revocation;
 mod source;
 mod subject;
 mod summary;
+mod token;
 mod trust;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use refusal::RefusedChain;
 pub use revocation::RevocationLists;
 pub use subject::{CertificateSubject, SubjectError};
 pub use summary::{CertSummary, Fingerprint, TimeLeft, UnreadableCertificate, UtcDate};
+pub use token::TokenFile;
 pub use trust::TrustAnchors;
 
 /// The crypto provider of every TLS connection: aws-lc-rs with the post-quantum hybrid first.
