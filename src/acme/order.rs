@@ -353,14 +353,14 @@ fn is(error: &instant_acme::Error, kind: &str) -> bool {
 }
 
 fn in_words(error: &instant_acme::Error) -> String {
-    match error {
-        instant_acme::Error::Api(problem) => format!("the CA refuses: {}", problem_text(problem)),
-        instant_acme::Error::Other(error) => {
-            let error: &(dyn StdError + 'static) = &**error;
-            error_chain(error).to_string()
-        }
-        error => error.to_string(),
+    if let instant_acme::Error::Api(problem) = error {
+        return format!("the CA refuses: {}", problem_text(problem));
     }
+    if let instant_acme::Error::Other(error) = error {
+        let error: &(dyn StdError + 'static) = &**error;
+        return error_chain(error).to_string();
+    }
+    error.to_string()
 }
 
 /// The words of the CA, with those about each name.

@@ -104,7 +104,7 @@ pub(super) enum SourceForms {
     /// Files that something else writes.
     Files(CertificateEntry),
     /// A CA that the proxy itself asks.
-    Acme(AcmeForm),
+    Acme(Box<AcmeForm>),
 }
 
 /// A certificate that the proxy gets from a CA by ACME.

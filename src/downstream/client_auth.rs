@@ -17,7 +17,7 @@ use rustls::{
 };
 use rustls_pki_types::{CertificateDer, UnixTime};
 
-use super::with_client_auth;
+use super::certificates::with_client_auth;
 use crate::pki::{self, Identity};
 
 /// Settings that present one of `identities` and ask for a certificate of one of these CAs. No session is resumed: a
