@@ -111,10 +111,12 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
             request_host: RequestHost::Client,
             client_certificates: None,
+            file: None,
             passthrough: false,
             trust,
             access: Vec::new(),
         }],
+        directory: None,
         limits: Limits::default(),
         capacity: Capacity::default(),
         timeouts: Timeouts {

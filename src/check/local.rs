@@ -22,6 +22,7 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
+    quote,
     reload::ClientMaterial,
     upstream::{ClientTls, Offer, TcpConnected},
 };
@@ -43,6 +44,7 @@ pub(super) async fn check(
             listen.join(", ")
         ),
     );
+    check_directory(config, recorder);
     check_capacity(config, recorder);
     for warning in &config.warnings {
         recorder.warning(Check::Configuration, Message::from_sentence(warning));
@@ -63,7 +65,7 @@ pub(super) async fn check(
         }
     }
     if identities.len() == config.identities.len() {
-        check_hosts(&config.clusters, &identities, recorder);
+        check_hosts(config, &identities, recorder);
     } else {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
@@ -77,6 +79,23 @@ pub(super) async fn check(
     }
     let names = identities.iter().flat_map(Identity::names);
     names.cloned().collect()
+}
+
+/// Says which files of the directory of clusters are read, and what is wrong with them.
+fn check_directory(config: &Config, recorder: &mut Recorder<'_>) {
+    let Some(directory) = &config.directory else {
+        return;
+    };
+    let path = quote::path(&directory.path);
+    let mut text = format!("{} in {path}", count(directory.files.len(), "kubeconfig"));
+    if !directory.skipped.is_empty() {
+        text = format!("{text}; not read: {}", directory.skipped.join(", "));
+    }
+    recorder.ok(Check::Configuration, text);
+    for unusable in &directory.unusable {
+        let message = Message::from_sentence(&unusable.problem);
+        recorder.failed(Check::Configuration, message);
+    }
 }
 
 /// Says how many client connections there may be, and why. Warns of more than the memory is enough for.
@@ -260,13 +279,13 @@ fn check_acceptance(
 }
 
 /// Checks that every name that leads to a cluster is in a certificate.
-fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &mut Recorder<'_>) {
+fn check_hosts(config: &Config, identities: &[Identity], recorder: &mut Recorder<'_>) {
     let names = identities
         .iter()
         .flat_map(Identity::names)
         .map(String::as_str);
-    let (passed, clusters): (Vec<_>, Vec<_>) =
-        clusters.iter().partition(|cluster| cluster.passthrough);
+    let clusters = config.clusters.iter();
+    let (passed, clusters): (Vec<_>, Vec<_>) = clusters.partition(|cluster| cluster.passthrough);
     if !passed.is_empty() {
         let hosts = passed.iter().flat_map(|cluster| &cluster.hosts);
         let hosts: Vec<_> = hosts.map(String::as_str).collect();
@@ -285,7 +304,7 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
         return recorder.failed(Check::Hosts, Message::from_sentence(&uncovered));
     }
     // With one cluster, the names in the certificates lead to it too.
-    if clusters.len() == 1 {
+    if config.sole_cluster().is_some() {
         let is_passed = |name: &&str| {
             let mut hosts = passed.iter().flat_map(|cluster| &cluster.hosts);
             hosts.any(|host| host == name)

@@ -12,7 +12,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, oneshot, watch},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{StartBlock, systemd};
 use crate::{
@@ -252,6 +252,9 @@ fn report_start(app: &App) {
     }
     for warning in &config.warnings {
         warn!(warning, "configuration warning");
+    }
+    for problem in &material.cluster_problems {
+        error!(error = problem, "cluster file is unusable");
     }
     for warning in material.warnings(block.now) {
         warn!(warning, "certificate warning");

@@ -10,41 +10,51 @@ use rustls_pki_types::ServerName;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles, ReadError,
-    RequestHost, ServeArgs, SettingError, TrustSource, access,
+    ClientCertificatesConfig, ClusterConfig, ClusterDirectory, ConfigError, Environment,
+    IdentityFiles, ReadError, RequestHost, ServeArgs, SettingError, TrustSource, access,
     config_file::{
-        ClientCertificatesEntry, ClusterEntry, ExpectedName, FilePath, Parsed, PublicHost,
-        UpstreamEntry,
+        ClientCertificatesEntry, ClusterEntry, ClustersFromEntry, ExpectedName, FilePath, Parsed,
+        PublicHost, UpstreamEntry,
     },
-    file, kubeconfig,
+    directory, file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
     url::{self, UpstreamUrl},
 };
 use crate::quote;
 
-/// The clusters of the file, or the one of flags, kubeconfig or pod. Never empty.
+/// The clusters of the file and of its directory, or the one of flags, kubeconfig or pod. Empty only if the directory is.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
+    from: Option<&ClustersFromEntry>,
     source: &ConfigSource,
     env: &Environment,
-) -> Result<Vec<ClusterConfig>, ConfigError> {
+) -> Result<(Vec<ClusterConfig>, Option<ClusterDirectory>), ConfigError> {
     check_exclusive(args)?;
-    if entries.is_empty() {
-        return Ok(vec![cluster_of_flags(args, env)?]);
+    if entries.is_empty() && from.is_none() {
+        return Ok((vec![cluster_of_flags(args, env)?], None));
     }
     if let Some(flag) = upstream_flag(args) {
         return Err(ConfigError::Whole(SettingError::FlagAgainstFile {
             flag,
-            key: "clusters",
+            key: if entries.is_empty() {
+                "clustersFrom"
+            } else {
+                "clusters"
+            },
             file: source.file.clone(),
         }));
     }
-    let several = entries
-        .iter()
-        .filter(|entry| !entry.value.passthrough)
-        .count()
-        > 1;
+    let from = from
+        .map(|section| directory::load(section, &entries, source))
+        .transpose()?;
+    let (in_directory, directory) = from.unzip();
+    let several = directory.is_some()
+        || entries
+            .iter()
+            .filter(|entry| !entry.value.passthrough)
+            .count()
+            > 1;
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -74,7 +84,8 @@ pub(super) fn load(
         }
         clusters.push(cluster_of_entry(entry, source, env)?);
     }
-    Ok(clusters)
+    clusters.extend(in_directory.into_iter().flatten());
+    Ok((clusters, directory))
 }
 
 fn cluster_of_entry(

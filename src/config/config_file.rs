@@ -44,6 +44,8 @@ pub(super) struct ConfigFile {
     /// The apiservers, by public host name.
     #[schemars(with = "Option<Vec<ClusterEntry>>")]
     pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,
+    /// More apiservers, from a directory of kubeconfigs.
+    pub(super) clusters_from: Option<ClustersFromEntry>,
     /// How much one process, connection or request may use.
     pub(super) limits: Option<LimitsSection>,
     /// How long the proxy waits for a peer, and how often it checks.
@@ -98,6 +100,22 @@ pub(super) struct ClusterEntry {
     pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
     /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
     /// request may pass.
+    #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
+    pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
+}
+
+/// A directory in which each kubeconfig is a cluster, named after its file. Files that are added, changed and removed are
+/// taken up by a reload.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ClustersFromEntry {
+    /// The directory. Only server, CA and tls-server-name of each kubeconfig are used.
+    #[schemars(with = "String")]
+    pub(super) directory: Spanned<Parsed<FilePath>>,
+    /// The public host name of each cluster; `{name}` stands for the name of the file without its extension.
+    #[schemars(with = "String", regex(pattern = r"\{name\}"))]
+    pub(super) host_template: Spanned<String>,
+    /// The access rules of each of these clusters; by default every request may pass.
     #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
     pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
 }

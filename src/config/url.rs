@@ -37,6 +37,7 @@ impl UpstreamUrl {
     ) -> ClusterConfig {
         ClusterConfig {
             name,
+            file: None,
             url_place: place,
             hosts: Vec::new(),
             request_host: RequestHost::default_for(&self.host),

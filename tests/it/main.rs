@@ -19,6 +19,7 @@ mod authority;
 mod balancers;
 mod binary;
 mod certificates;
+mod directory;
 mod drain;
 mod early_responses;
 mod endpoints;

@@ -112,11 +112,13 @@ impl World {
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
                 request_host: RequestHost::Client,
+                file: None,
                 passthrough: false,
                 trust: TrustSource::File(ca),
                 client_certificates: None,
                 access: Vec::new(),
             }],
+            directory: None,
             limits: Limits::default(),
             capacity: Capacity::default(),
             timeouts: Timeouts {

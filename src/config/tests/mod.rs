@@ -1,6 +1,7 @@
 //! The configuration that flags, file, kubeconfig and pod give. Invalid ones are in `cli::tests`.
 
 mod access;
+mod directory;
 mod documents;
 mod files;
 mod kubeconfigs;
@@ -110,11 +111,13 @@ fn flags_alone_give_defaults() {
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
                 request_host: RequestHost::Client,
+                file: None,
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
                 access: Vec::new(),
             }],
+            directory: None,
             limits: Limits {
                 connections: 327,
                 handshakes: 3 * 2 * 64,
@@ -372,6 +375,7 @@ clusters:
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
             request_host: RequestHost::Client,
+            file: None,
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
@@ -387,6 +391,7 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("y"),
             request_host: RequestHost::Upstream,
+            file: None,
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
@@ -402,6 +407,7 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
             request_host: RequestHost::Client,
+            file: None,
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
