@@ -40,7 +40,7 @@ impl<'a> Clusters<'a> {
             "listen: [\"127.0.0.1:0\"]\nworkers: 1\nadmin: {{listen: \"127.0.0.1:0\"}}\n\
              certificates: [{{certificate: {}, key: {}}}]\n\
              clustersFrom: {{directory: clusters, hostTemplate: \"{{name}}.clusters.test\"}}\n\
-             timeouts: {{reload: 1h, drain: 1s, drainDelay: 0s, drainTunnels: 1s}}\n",
+             timeouts: {{probeInterval: 0s, reload: 1h, drain: 1s, drainDelay: 0s, drainTunnels: 1s}}\n",
             certificate.display(),
             key.display()
         );
