@@ -112,6 +112,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             request_host: RequestHost::Client,
             client_certificates: None,
             file: None,
+            public_prefix: None,
             passthrough: false,
             trust,
             access: Vec::new(),

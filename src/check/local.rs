@@ -295,9 +295,9 @@ fn check_hosts(config: &Config, identities: &[Identity], recorder: &mut Recorder
         );
         recorder.ok(Check::Hosts, text);
     }
-    let mut served: Vec<&str> = clusters
+    let mut served: Vec<_> = clusters
         .iter()
-        .flat_map(|cluster| cluster.hosts.iter().map(String::as_str))
+        .flat_map(|cluster| cluster.public_names())
         .collect();
     let hosts = clusters.iter().flat_map(|cluster| &cluster.hosts);
     if let Some(uncovered) = uncovered_hosts(hosts, identities) {
@@ -309,7 +309,7 @@ fn check_hosts(config: &Config, identities: &[Identity], recorder: &mut Recorder
             let mut hosts = passed.iter().flat_map(|cluster| &cluster.hosts);
             hosts.any(|host| host == name)
         };
-        served.extend(names.filter(|name| !is_passed(name)));
+        served.extend(names.filter(|name| !is_passed(name)).map(str::to_owned));
         served.sort_unstable();
         served.dedup();
     }

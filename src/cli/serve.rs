@@ -291,7 +291,7 @@ fn log_certificates(block: &StartBlock<'_>) {
             cluster = cluster.name,
             url = %cluster.url(),
             expected_name = %cluster.expected_name.to_str(),
-            hosts = Some(cluster.hosts.join(", ")).filter(|hosts| !hosts.is_empty()),
+            hosts = Some(cluster.public_names().join(", ")).filter(|hosts| !hosts.is_empty()),
             passthrough = cluster.passthrough.then_some(true),
             "cluster in use"
         );

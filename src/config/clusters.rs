@@ -18,7 +18,7 @@ use super::{
     },
     directory, file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
-    url::{self, UpstreamUrl},
+    url::{self, PublicPrefix, UpstreamUrl},
 };
 use crate::quote;
 
@@ -55,6 +55,7 @@ pub(super) fn load(
             .filter(|entry| !entry.value.passthrough)
             .count()
             > 1;
+    check_prefixes(&entries, source)?;
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -68,7 +69,8 @@ pub(super) fn load(
         if clusters.iter().any(|cluster| cluster.name == name) {
             return Err(source.error_at(&entry, SettingError::cluster(&name, DUPLICATE)));
         }
-        if several && entry.value.hosts.is_empty() {
+        let prefix = entry.value.path_prefix.as_ref();
+        if several && entry.value.hosts.is_empty() && prefix.is_none() {
             return Err(source.error_at(&entry, SettingError::cluster(&name, NO_HOSTS)));
         }
         if entry.value.passthrough {
@@ -76,10 +78,19 @@ pub(super) fn load(
         }
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
-            if let Some(first) = hosts.insert(text.clone(), name.clone()) {
-                return Err(
-                    source.error_at(host, SettingError::DuplicateHost { host: text, first })
-                );
+            let owner = (name.clone(), prefix.is_some());
+            match hosts.insert(text.clone(), owner) {
+                Some((first, may_share)) if !may_share || prefix.is_none() || first == name => {
+                    let error = SettingError::DuplicateHost { host: text, first };
+                    return Err(source.error_at(host, error));
+                }
+                Some(_) | None => {}
+            }
+        }
+        if let Some(prefix) = prefix {
+            if entry.value.client_certificates.is_some() {
+                let error = SettingError::cluster(&name, PREFIX_CERTIFICATES);
+                return Err(source.error_at(prefix, error));
             }
         }
         clusters.push(cluster_of_entry(entry, source, env)?);
@@ -127,9 +138,11 @@ fn cluster_of_entry(
     let client_certificates = certificates
         .map(|section| client_certificates(section, &name, source))
         .transpose()?;
+    let prefix = entry.value.path_prefix.as_ref();
     let mut cluster = ClusterConfig {
         name,
         hosts,
+        public_prefix: prefix.map(|prefix| prefix.value.0.0.clone()),
         client_certificates,
         access,
         ..one
@@ -148,6 +161,43 @@ fn cluster_of_entry(
         }
     }
     Ok(cluster)
+}
+
+/// Refuses two clusters with one prefix, or with one below that of the other.
+fn check_prefixes(
+    entries: &[Spanned<ClusterEntry>],
+    source: &ConfigSource,
+) -> Result<(), ConfigError> {
+    let mut prefixes = entries.iter().enumerate();
+    prefixes.try_for_each(|(at, entry)| {
+        let Some(prefix) = &entry.value.path_prefix else {
+            return Ok(());
+        };
+        let before = entries.iter().take(at);
+        match prefix_conflict(&prefix.value.0, before, source) {
+            Some(error) => Err(source.error_at(prefix, error)),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Why a cluster with this prefix cannot exist beside `others`.
+pub(super) fn prefix_conflict<'a>(
+    prefix: &PublicPrefix,
+    others: impl IntoIterator<Item = &'a Spanned<ClusterEntry>>,
+    source: &ConfigSource,
+) -> Option<SettingError> {
+    others.into_iter().find_map(|entry| {
+        let other = entry.value.path_prefix.as_ref()?;
+        prefix
+            .overlaps(&other.value.0)
+            .then(|| SettingError::PrefixTaken {
+                prefix: prefix.0.clone(),
+                other: other.value.0.0.clone(),
+                cluster: quote::name(&entry.value.name),
+                place: source.place(other),
+            })
+    })
 }
 
 /// A warning for each cluster with access rules whose apiserver clients also reach through a passthrough host, where
@@ -220,6 +270,9 @@ fn check_passthrough(
     }
     if let Some(section) = &entry.value.client_certificates {
         return Err(source.error_at(section, refused(PASSTHROUGH_CERTIFICATES)));
+    }
+    if let Some(prefix) = &entry.value.path_prefix {
+        return Err(source.error_at(prefix, refused(PASSTHROUGH_PATH)));
     }
     let upstream = entry
         .value
@@ -394,5 +447,7 @@ const PASSTHROUGH_CERTIFICATES: &str = "has `passthrough` and `clientCertificate
 const PASSTHROUGH_ACCESS: &str =
     "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
 const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";
+const PASSTHROUGH_PATH: &str = "has `passthrough` and `pathPrefix`; remove one of them, because the proxy sees no path of a connection that it passes on";
+const PREFIX_CERTIFICATES: &str = "has `pathPrefix` and `clientCertificates`; give it a host of its own, because a certificate is asked for before a path is known";
 const PASSTHROUGH_PREFIX: &str = "has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see";
 const NOT_ONE_SOURCE: &str = "must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`";

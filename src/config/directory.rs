@@ -12,9 +12,11 @@ use serde_saphyr::Spanned;
 
 use super::{
     AccessRule, ClusterConfig, ConfigError, FileKind, SettingError, access,
+    clusters::prefix_conflict,
     config_file::{ClusterEntry, ClustersFromEntry, PublicHost},
     kubeconfig,
     source::ConfigSource,
+    url::PublicPrefix,
 };
 use crate::{quote, text::error_chain};
 
@@ -71,6 +73,8 @@ pub struct PublicSide {
     pub name: String,
     /// Its public host names.
     pub hosts: Vec<String>,
+    /// The path below them that leads to it.
+    pub public_prefix: Option<String>,
     /// Its access rules.
     pub access: Vec<AccessRule>,
 }
@@ -82,6 +86,7 @@ impl PublicSide {
         Self {
             name: cluster.name.clone(),
             hosts: cluster.hosts.clone(),
+            public_prefix: cluster.public_prefix.clone(),
             access: cluster.access.clone(),
         }
     }
@@ -92,11 +97,13 @@ impl PublicSide {
         let Self {
             name,
             hosts,
+            public_prefix,
             access,
         } = self.clone();
         ClusterConfig {
             name,
             hosts,
+            public_prefix,
             access,
             ..cluster
         }
@@ -109,15 +116,8 @@ pub(super) fn load(
     others: &[Spanned<ClusterEntry>],
     source: &ConfigSource,
 ) -> Result<(Vec<ClusterConfig>, ClusterDirectory), ConfigError> {
-    let template = &section.host_template;
-    if !template.value.contains(NAME) {
-        let error = SettingError::invalid(&template.value, WITHOUT_NAME);
-        return Err(source.error_at(template, error));
-    }
-    if host(&template.value, "a").is_none() {
-        let error = SettingError::invalid(&template.value, NOT_A_TEMPLATE);
-        return Err(source.error_at(template, error));
-    }
+    let (hosts, prefixes) = (&section.host_template, &section.path_prefix);
+    check_templates(section, source)?;
     let rules = section.access.as_ref();
     let access = rules.map_or(Ok(Vec::new()), |rules| access::rules(rules, source))?;
     let path = source.path(&section.directory.value.0.0);
@@ -140,18 +140,26 @@ pub(super) fn load(
     let names: Vec<_> = listing.files.iter().map(|file| name_of(file)).collect();
     let (mut clusters, mut unusable) = (Vec::new(), Vec::new());
     for (file, name) in listing.files.iter().zip(&names) {
-        let named = name.and_then(|name| Some((name, host(&template.value, name)?)));
-        let Some((name, host)) = named else {
+        let public = name.and_then(|name| {
+            let host = hosts
+                .as_ref()
+                .map(|template| host(&template.value, name).ok_or(()));
+            let prefix = prefixes.as_ref();
+            let prefix = prefix.map(|template| prefix_of(&template.value, name).ok_or(()));
+            Some((name, host.transpose().ok()?, prefix.transpose().ok()?))
+        });
+        let Some((name, host, prefix)) = public else {
             unusable.push(unusable_file(file, SettingError::ClusterFileName, None));
             continue;
         };
-        if let Some(error) = conflict(name, &host, others, source) {
+        if let Some(error) = conflict(name, host.as_deref(), prefix.as_ref(), others, source) {
             unusable.push(unusable_file(file, error, None));
             continue;
         }
         let public = PublicSide {
             name: name.to_owned(),
-            hosts: vec![host],
+            hosts: host.into_iter().collect(),
+            public_prefix: prefix.map(|prefix| prefix.0),
             access: access.clone(),
         };
         // A host has no capital letters, so `A` and `a` would have the same one. A choice between two files could send
@@ -187,6 +195,42 @@ pub(super) fn load(
     Ok((clusters, directory))
 }
 
+/// Refuses templates that give several clusters one host, or no way at all.
+fn check_templates(section: &ClustersFromEntry, source: &ConfigSource) -> Result<(), ConfigError> {
+    let (hosts, prefixes) = (&section.host_template, &section.path_prefix);
+    if let Some(template) = prefixes {
+        let problem = if !template.value.contains(NAME) {
+            PREFIX_WITHOUT_NAME
+        } else if prefix_of(&template.value, "a").is_none() {
+            NOT_A_PREFIX_TEMPLATE
+        } else {
+            ""
+        };
+        if !problem.is_empty() {
+            let error = SettingError::invalid(&template.value, problem);
+            return Err(source.error_at(template, error));
+        }
+    }
+    let Some(template) = hosts else {
+        let error = SettingError::MissingKey {
+            key: "hostTemplate",
+        };
+        return match prefixes {
+            Some(_) => Ok(()),
+            None => Err(source.error_at(&section.directory, error)),
+        };
+    };
+    let problem = if prefixes.is_none() && !template.value.contains(NAME) {
+        WITHOUT_NAME
+    } else if host(&template.value, "a").is_none() {
+        NOT_A_TEMPLATE
+    } else {
+        return Ok(());
+    };
+    let error = SettingError::invalid(&template.value, problem);
+    Err(source.error_at(template, error))
+}
+
 fn unusable_file(file: &Path, error: SettingError, public: Option<PublicSide>) -> UnusableCluster {
     let error = ConfigError::File {
         kind: FileKind::Kubeconfig,
@@ -199,20 +243,26 @@ fn unusable_file(file: &Path, error: SettingError, public: Option<PublicSide>) -
     UnusableCluster { problem, public }
 }
 
-/// Why a cluster with this name and host cannot exist beside those of the configuration file.
+/// Why a cluster with this name, host and prefix cannot exist beside those of the configuration file.
 fn conflict(
     name: &str,
-    host: &str,
+    host: Option<&str>,
+    prefix: Option<&PublicPrefix>,
     others: &[Spanned<ClusterEntry>],
     source: &ConfigSource,
 ) -> Option<SettingError> {
-    let (_, parent) = host.split_once('.').unwrap_or_default();
     for entry in others {
         let cluster = quote::name(&entry.value.name);
         if cluster == name {
             let place = source.place(entry);
             return Some(SettingError::ClusterNameTaken { cluster, place });
         }
+        // Clusters with prefixes may share a host.
+        let may_share = prefix.is_some() && entry.value.path_prefix.is_some();
+        let Some(host) = host.filter(|_| !may_share) else {
+            continue;
+        };
+        let (_, parent) = host.split_once('.').unwrap_or_default();
         for taken in &entry.value.hosts {
             let pattern = taken.value.0.0.to_string();
             // Under a wildcard of another cluster, the requests would go there when this file is gone.
@@ -226,7 +276,7 @@ fn conflict(
             }
         }
     }
-    None
+    prefix_conflict(prefix?, others, source)
 }
 
 /// The name of the cluster in `file`: the name of the file without its extension.
@@ -241,6 +291,11 @@ fn name_of(file: &Path) -> Option<&str> {
 fn host(template: &str, name: &str) -> Option<String> {
     let host: PublicHost = template.replace(NAME, name).parse().ok()?;
     Some(host.0.to_string()).filter(|host| !host.starts_with('*') && host.contains('.'))
+}
+
+/// The prefix of the cluster `name`; `None` if it is not one.
+fn prefix_of(template: &str, name: &str) -> Option<PublicPrefix> {
+    template.replace(NAME, name).parse().ok()
 }
 
 /// What a directory of clusters holds, in order.
@@ -294,4 +349,7 @@ const MAX_FILES: usize = 999;
 const WITHOUT_NAME: &str =
     "has no `{name}`, so all clusters would have one host; write it, as in {name}.kube.example.com";
 const NOT_A_TEMPLATE: &str = "does not become a host name when a name stands for `{name}`; write one such as {name}.kube.example.com";
+const PREFIX_WITHOUT_NAME: &str =
+    "has no `{name}`, so all clusters would have one path; write it, as in /clusters/{name}";
+const NOT_A_PREFIX_TEMPLATE: &str = "does not become a path prefix when a name stands for `{name}`; write one such as /clusters/{name}";
 const SEVERAL_FILES: &str = "has several files, whose names differ at most in extension and capital letters; remove or rename all but one";

@@ -280,6 +280,15 @@ pub enum SettingError {
         cluster: String,
         place: String,
     },
+    #[error(
+        "path prefix `{prefix}` overlaps with `{other}` of cluster `{cluster}` ({place}); choose one that lies neither below nor above it"
+    )]
+    PrefixTaken {
+        prefix: String,
+        other: String,
+        cluster: String,
+        place: String,
+    },
     #[error("{problem}")]
     Access { problem: &'static str },
     #[error("the `name` of the cluster is empty; give it a short one for the logs")]

@@ -110,6 +110,9 @@ pub struct ClusterConfig {
     /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
     /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
+    /// The path below these hosts that leads to it, such as `/clusters/prod`, removed before the apiserver sees it. `None`:
+    /// each of its hosts leads to it alone. With it and without hosts, the names in the certificates lead to it.
+    pub public_prefix: Option<String>,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
     /// TCP port of the apiserver.
@@ -141,6 +144,7 @@ impl Config {
     pub fn sole_cluster(&self) -> Option<&ClusterConfig> {
         let mut terminated = self.clusters.iter().filter(|cluster| !cluster.passthrough);
         let sole = terminated.next().filter(|_| self.directory.is_none());
+        let sole = sole.filter(|sole| sole.public_prefix.is_none());
         sole.filter(|_| terminated.next().is_none())
     }
 }
@@ -187,6 +191,17 @@ impl ClusterConfig {
         let (host, port) = (url_host(&self.upstream_host), self.upstream_port);
         let prefix = quote::path(self.path_prefix.as_ref());
         format!("https://{host}:{port}{prefix}")
+    }
+
+    /// Its hosts, each with the prefix if there is one.
+    #[must_use]
+    pub fn public_names(&self) -> Vec<String> {
+        let prefix = self.public_prefix.as_deref().unwrap_or_default();
+        if self.hosts.is_empty() && !prefix.is_empty() {
+            return vec![prefix.to_owned()];
+        }
+        let hosts = self.hosts.iter();
+        hosts.map(|host| format!("{host}{prefix}")).collect()
     }
 
     /// Host and port of the URL, as a `Host` header has them.

@@ -43,10 +43,11 @@ pub(super) fn build_clusters(
             // The configuration has checked host and port, so they are an authority.
             RequestHost::Upstream => cluster.authority().parse().ok(),
         };
-        // With several clusters, the names in the certificates lead to none.
+        // With several clusters, the names in the certificates lead only to those with prefixes.
         let names = material.identities.iter().flat_map(Identity::names);
-        let is_sole = config.sole_cluster() == Some(cluster);
-        let probe_host = cluster.own_request_host(names.filter(|_| is_sole));
+        let has_names = config.sole_cluster() == Some(cluster)
+            || cluster.public_prefix.is_some() && cluster.hosts.is_empty();
+        let probe_host = cluster.own_request_host(names.filter(|_| has_names));
         let built = Cluster::new(label, prefix, endpoints, tls).with_hosts(authority, probe_host);
         clusters.push(Arc::new(if cluster.passthrough {
             built.passed_through()
@@ -122,7 +123,7 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name, CA, access rules, client certificates, and the
+/// Whether two clusters differ at most in public hosts and prefix, expected name, CA, access rules, client certificates, and the
 /// places of the URL and of the cluster.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     // First, because each of many clusters is compared with all others.
@@ -132,6 +133,7 @@ fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     let new = ClusterConfig {
         file: old.file.clone(),
         hosts: old.hosts.clone(),
+        public_prefix: old.public_prefix.clone(),
         expected_name: old.expected_name.clone(),
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),

@@ -364,7 +364,7 @@ impl Reloader {
         routes.set_logged_user(self.config.log.user);
         let certificates = self.client_certificates();
         let configured = clusters.iter().zip(&material.clusters);
-        let mut terminated = Vec::new();
+        let (mut terminated, mut unhosted) = (Vec::new(), Vec::new());
         // First, so that a passthrough host is never terminated because a certificate has its name.
         for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
             let route = Route {
@@ -373,7 +373,13 @@ impl Reloader {
             };
             let route = Arc::new(route);
             for host in &config.hosts {
-                routes.add(host.as_ref(), &route);
+                match &config.public_prefix {
+                    Some(prefix) => routes.add_below(host, prefix, &route),
+                    None => routes.add(host, &route),
+                }
+            }
+            if let (Some(prefix), true) = (&config.public_prefix, config.hosts.is_empty()) {
+                unhosted.push((prefix, Arc::clone(&route)));
             }
             if !cluster.is_passthrough() {
                 terminated.push(route);
@@ -386,6 +392,12 @@ impl Reloader {
                 routes.add(name, only);
             }
             routes.set_sole(only);
+        }
+        // A name that is the host of one cluster stays with it.
+        for name in material.identities.iter().flat_map(Identity::names) {
+            for (prefix, route) in &unhosted {
+                routes.add_below(name, prefix, route);
+            }
         }
         Snapshot {
             tls: Arc::new(server_config(

@@ -69,6 +69,7 @@ impl World {
                 expected_name: ServerName::try_from("kubernetes").unwrap(),
                 request_host: RequestHost::Client,
                 file: None,
+                public_prefix: None,
                 passthrough: false,
                 trust: TrustSource::File(file("ca.crt")),
                 client_certificates: None,

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -21,14 +22,18 @@ use crate::{
 };
 
 /// A proxy whose clusters come from a directory. All are one apiserver, which sees each under its own host.
-struct Clusters<'a> {
+pub(crate) struct Clusters<'a> {
     world: &'a World,
     apiserver: SocketAddr,
 }
 
 impl<'a> Clusters<'a> {
     /// With one file for each of these names.
-    fn new(world: &'a World, upstream: &Upstream, names: impl IntoIterator<Item = String>) -> Self {
+    pub(crate) fn new(
+        world: &'a World,
+        upstream: &Upstream,
+        names: impl IntoIterator<Item = String>,
+    ) -> Self {
         let (certificate, key) =
             (world.public_ca.server(&["*.clusters.test"])).write(&world.dir, "clusters-public");
         let text = format!(
@@ -52,7 +57,7 @@ impl<'a> Clusters<'a> {
         clusters
     }
 
-    fn write(&self, name: &str) {
+    pub(crate) fn write(&self, name: &str) {
         let text = format!(
             "current-context: a\ncontexts: [{{name: a, context: {{cluster: c, user: u}}}}]\n\
              users: [{{name: u, user: {{token: token-of-the-kubeconfig}}}}]\n\
@@ -66,6 +71,11 @@ impl<'a> Clusters<'a> {
         self.world.dir.write(&format!("clusters/{name}.yaml"), text);
     }
 
+    /// The configuration file.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.world.dir.path().join("proxy.yaml")
+    }
+
     fn remove(&self, name: &str) {
         let file = format!("clusters/{name}.yaml");
         fs::remove_file(self.world.dir.path().join(file)).unwrap();
@@ -73,7 +83,7 @@ impl<'a> Clusters<'a> {
 
     fn start(&self) -> Proxy {
         let args = ServeArgs {
-            config: Some(self.world.dir.path().join("proxy.yaml")),
+            config: Some(self.config()),
             ..ServeArgs::default()
         };
         let source = Box::new(move || config::load(&args, &Environment::from_process()));
@@ -220,7 +230,7 @@ async fn bad_cluster_file_is_seen_and_stops_no_other_cluster() {
         1.0
     );
 
-    let config = world.dir.path().join("proxy.yaml");
+    let config = clusters.config();
     let check = ["check", "--offline", "--config", config.to_str().unwrap()];
     let ended = run(&check).await;
     assert_eq!(ended.code, Some(1), "{}", ended.stdout);

@@ -39,6 +39,7 @@ mod logs;
 #[cfg(target_os = "linux")]
 mod memory;
 mod passthrough;
+mod prefixes;
 mod reloading;
 mod retry;
 mod smuggling;

@@ -113,6 +113,7 @@ impl World {
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
                 request_host: RequestHost::Client,
                 file: None,
+                public_prefix: None,
                 passthrough: false,
                 trust: TrustSource::File(ca),
                 client_certificates: None,

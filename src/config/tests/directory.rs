@@ -305,7 +305,7 @@ fn bad_directory_section_is_refused_with_its_place() {
         (section(host), "line 1, column 16: `directory` is missing"),
         (
             section("directory: clusters.d"),
-            "line 1, column 16: `hostTemplate` is missing",
+            "line 1, column 28: `hostTemplate` is missing",
         ),
         (
             section(&format!("directory: none, {host}")),
@@ -361,4 +361,71 @@ fn flag_for_the_apiserver_beside_a_directory_is_refused() {
         error.starts_with("--upstream and `clustersFrom` in "),
         "{error}"
     );
+}
+
+#[test]
+fn path_template_gives_each_cluster_a_prefix() {
+    let good = kubeconfig(GOOD);
+    let directory = Directory::new(&[("A", &good), ("b.yaml", &good)]);
+    let both = "hostTemplate: kube.example, pathPrefix: \"/clusters/{name}\"";
+    for (templates, hosts) in [
+        ("pathPrefix: \"/clusters/{name}\"", &[][..]),
+        (both, &["kube.example"]),
+    ] {
+        let text = format!("clustersFrom: {{directory: clusters.d, {templates}}}\n");
+        let clusters = directory.load(&text).unwrap().clusters;
+        let prefixes = clusters
+            .iter()
+            .map(|cluster| cluster.public_prefix.as_deref());
+        let prefixes: Vec<_> = prefixes.collect();
+        assert_eq!(prefixes, [Some("/clusters/A"), Some("/clusters/b")]);
+        assert!(
+            clusters.iter().all(|cluster| cluster.hosts == hosts),
+            "{clusters:?}"
+        );
+    }
+    for (templates, words) in [
+        ("pathPrefix: /clusters", "`/clusters` has no `{name}`"),
+        (
+            "pathPrefix: \"{name}\"",
+            "`{name}` does not become a path prefix",
+        ),
+        (
+            "pathPrefix: \"/a/../{name}\"",
+            "does not become a path prefix",
+        ),
+        (
+            "pathPrefix: \"/{name}\", hostTemplate: \"a b\"",
+            "`a b` does not become a host name",
+        ),
+    ] {
+        let text = format!("clustersFrom: {{directory: clusters.d, {templates}}}\n");
+        let error = directory.load(&text).unwrap_err();
+        assert!(error.contains(words), "{error}");
+    }
+    let upstream = "upstream: {url: \"https://10.0.0.1\", ca: ca.crt}";
+    let from = format!("clustersFrom: {{directory: clusters.d, {both}}}\n");
+    for (entry, words) in [
+        ("hosts: [kube.example], pathPrefix: /other", None),
+        (
+            "pathPrefix: /clusters/b/c",
+            Some(
+                "path prefix `/clusters/b` overlaps with `/clusters/b/c` of cluster `x` (config file DIR/proxy.yaml, line 2",
+            ),
+        ),
+        (
+            "hosts: [kube.example]",
+            Some("host `kube.example` of this file belongs to cluster `x`"),
+        ),
+    ] {
+        let text = format!("{from}clusters: [{{name: x, {entry}, {upstream}}}]\n");
+        let problems = directory.problems(&text);
+        match words {
+            None => assert!(problems.is_empty(), "{problems:?}"),
+            Some(words) => assert!(
+                problems.iter().any(|text| text.contains(words)),
+                "{problems:?}"
+            ),
+        }
+    }
 }

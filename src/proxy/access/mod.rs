@@ -13,6 +13,8 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use http::{Method, Uri, header, request::Parts};
 
+pub(super) use path::readings;
+
 use super::{
     Error, Rejection,
     credential::{CredentialCache, CredentialError, CredentialPlace, Credentials},
