@@ -79,19 +79,16 @@ pub(super) fn load(
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
             let owner = (name.clone(), prefix.is_some());
-            match hosts.insert(text.clone(), owner) {
-                Some((first, may_share)) if !may_share || prefix.is_none() || first == name => {
-                    let error = SettingError::DuplicateHost { host: text, first };
-                    return Err(source.error_at(host, error));
-                }
-                Some(_) | None => {}
+            if let Some((first, may_share)) = hosts.insert(text.clone(), owner)
+                && (!may_share || prefix.is_none() || first == name)
+            {
+                let error = SettingError::DuplicateHost { host: text, first };
+                return Err(source.error_at(host, error));
             }
         }
-        if let Some(prefix) = prefix {
-            if entry.value.client_certificates.is_some() {
-                let error = SettingError::cluster(&name, PREFIX_CERTIFICATES);
-                return Err(source.error_at(prefix, error));
-            }
+        if let (Some(prefix), Some(_)) = (prefix, &entry.value.client_certificates) {
+            let error = SettingError::cluster(&name, PREFIX_CERTIFICATES);
+            return Err(source.error_at(prefix, error));
         }
         clusters.push(cluster_of_entry(entry, source, env)?);
     }

@@ -154,20 +154,17 @@ pub async fn handle(
     routes: &Routes,
     downstream: &ClientConnection,
     mut request: Request<RequestBody>,
-    mut rejection: Option<Rejection>,
+    rejection: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
-    let mut below = None;
-    if routes.has_prefixes() {
+    let below = if routes.has_prefixes() {
         let names = ConnectionNames::new(downstream);
-        match policy::take_prefix(&mut request, routes, names) {
-            Some(Ok(route)) => below = Some(route),
-            Some(Err(refused)) => rejection = rejection.or(Some(refused)),
-            None => {}
-        }
-    }
+        policy::take_prefix(&mut request, routes, names)
+    } else {
+        None
+    };
     let mut expected = ExpectedResponse::new(&request);
-    if rejection == Some(Rejection::NoSuchPrefix) {
+    if matches!(below, Some(Err(Rejection::NoSuchPrefix))) {
         expected.reader = Reader::below_unknown_prefix(&request);
     }
     let named = routes
@@ -239,17 +236,18 @@ impl ExpectedResponse {
     }
 }
 
-/// Sends the request to the apiserver, and returns the response. `below` is the cluster that its path has named.
+/// Sends the request to the apiserver, and returns the response. `below` is what its path has named, if its host has
+/// clusters by path.
 async fn forward(
     routes: &Routes,
     downstream: &ClientConnection,
     request: Request<RequestBody>,
-    below: Option<Arc<Route>>,
+    below: Option<Result<Arc<Route>, Rejection>>,
     log: &mut AccessLog,
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
     let names = ConnectionNames::new(downstream);
-    let admitted = policy::admit(&head, routes, &downstream.limits, names, below.as_ref())?;
+    let admitted = policy::admit(&head, routes, &downstream.limits, names, below)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
     let user = identity::authenticate(&admitted.route, downstream, &head)?;

@@ -390,8 +390,7 @@ impl Rejection {
     }
 }
 
-/// Decides whether a request may pass. `names` are those of its connection, and `below` is its cluster, if `take_prefix` has
-/// found it.
+/// Decides whether a request may pass. `names` are those of its connection, and `below` is what `take_prefix` has found.
 ///
 /// # Errors
 ///
@@ -401,7 +400,7 @@ pub(super) fn admit(
     routes: &Routes,
     limits: &Limits,
     names: ConnectionNames<'_>,
-    below: Option<&Arc<Route>>,
+    below: Option<Result<Arc<Route>, Rejection>>,
 ) -> Result<Admitted, Rejection> {
     if head.method == Method::CONNECT {
         return Err(Rejection::Connect);
@@ -420,14 +419,12 @@ pub(super) fn admit(
         None => own_address(head, names.local).ok_or(Rejection::NoHost)?,
     };
     let route = match below {
-        Some(route) => route,
-        None => routes.find(&authority, names.sni).map_err(|rejection| {
-            if is_named {
-                rejection
-            } else {
-                Rejection::NoHost
-            }
-        })?,
+        Some(found) => found?,
+        None => match routes.find(&authority, names.sni) {
+            Ok(route) => Arc::clone(route),
+            Err(rejection) if is_named => return Err(rejection),
+            Err(_) => return Err(Rejection::NoHost),
+        },
     };
     let upgrade = UpgradeToken::requested_by(head);
     if let Some(token) = upgrade {
@@ -440,7 +437,7 @@ pub(super) fn admit(
         }
     }
     Ok(Admitted {
-        route: Arc::clone(route),
+        route,
         authority,
         upgrade,
     })
