@@ -580,7 +580,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
             .position(|byte| *byte == b'\n')
             .unwrap_or(bytes.len()),
     );
-    let Ok(uri) = http::Uri::try_from(target) else {
+    let Ok(uri) = Uri::try_from(target) else {
         return;
     };
     let mut request = http::Request::new(());

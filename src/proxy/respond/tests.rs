@@ -76,6 +76,7 @@ const REJECTIONS: [(Rejection, u16, &str); 24] = [
     (Rejection::BadHost, 400, "BadRequest"),
     (Rejection::HostMismatch, 400, "BadRequest"),
     (Rejection::NotOurs, 421, "MisdirectedRequest"),
+    (Rejection::NoSuchPrefix, 421, "MisdirectedRequest"),
     (Rejection::Scheme, 400, "BadRequest"),
     (Rejection::Target, 400, "BadRequest"),
     (Rejection::TargetCharacter, 400, "BadRequest"),
