@@ -116,6 +116,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             passthrough: false,
             trust,
             access: Vec::new(),
+            publish: None,
         }],
         directory: None,
         limits: Limits::default(),

@@ -23,7 +23,7 @@ use crate::{
     listener::{self, PortSharing},
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
     quote,
-    reload::ClientMaterial,
+    reload::{ClientMaterial, Publication},
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -66,6 +66,7 @@ pub(super) async fn check(
     }
     if identities.len() == config.identities.len() {
         check_hosts(config, &identities, recorder);
+        check_published(config, &identities, now, recorder);
     } else {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
@@ -95,6 +96,31 @@ fn check_directory(config: &Config, recorder: &mut Recorder<'_>) {
     for unusable in &directory.unusable {
         let message = Message::from_sentence(&unusable.problem);
         recorder.failed(Check::Configuration, message);
+    }
+}
+
+/// Says which clusters publish a kubeconfig, and whether clients can use it.
+fn check_published(
+    config: &Config,
+    identities: &[Identity],
+    now: SystemTime,
+    recorder: &mut Recorder<'_>,
+) {
+    for cluster in &config.clusters {
+        let loaded = Publication::load(cluster, identities, now);
+        match loaded.map_err(|error| error.naming_place(&config.sources)) {
+            Ok(None) => {}
+            Ok(Some(Publication {
+                warning: Some(warning),
+                ..
+            })) => recorder.warning(Check::Configuration, Message::from_sentence(&warning)),
+            Ok(Some(_)) => {
+                let name = &cluster.name;
+                let text = format!("the hosts of {name} serve /.well-known/kubeconfig to everyone");
+                recorder.ok(Check::Configuration, text);
+            }
+            Err(error) => recorder.failed(Check::Configuration, Message::from_error(&error)),
+        }
     }
 }
 

@@ -11,10 +11,11 @@ use serde_saphyr::Spanned;
 
 use super::{
     ClientCertificatesConfig, ClusterConfig, ClusterDirectory, ConfigError, Environment,
-    IdentityFiles, ReadError, RequestHost, ServeArgs, SettingError, TrustSource, access,
+    IdentityFiles, PublishConfig, ReadError, RequestHost, ServeArgs, SettingError, TrustSource,
+    access,
     config_file::{
         ClientCertificatesEntry, ClusterEntry, ClustersFromEntry, ExpectedName, FilePath, Parsed,
-        PublicHost, UpstreamEntry,
+        PublicHost, PublishSection, UpstreamEntry,
     },
     directory, file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
@@ -23,16 +24,22 @@ use super::{
 use crate::quote;
 
 /// The clusters of the file and of its directory, or the one of flags, kubeconfig or pod. Empty only if the directory is.
+/// `publish` is for those without one.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
     from: Option<&ClustersFromEntry>,
+    publish: Option<&PublishSection>,
     source: &ConfigSource,
     env: &Environment,
 ) -> Result<(Vec<ClusterConfig>, Option<ClusterDirectory>), ConfigError> {
     check_exclusive(args)?;
     if entries.is_empty() && from.is_none() {
-        return Ok((vec![cluster_of_flags(args, env)?], None));
+        let cluster = ClusterConfig {
+            publish: publish.and_then(|section| publish_config(section, source)),
+            ..cluster_of_flags(args, env)?
+        };
+        return Ok((vec![cluster], None));
     }
     if let Some(flag) = upstream_flag(args) {
         return Err(ConfigError::Whole(SettingError::FlagAgainstFile {
@@ -46,7 +53,10 @@ pub(super) fn load(
         }));
     }
     let from = from
-        .map(|section| directory::load(section, &entries, source))
+        .map(|section| {
+            let publish = publish.and_then(|publish| publish_config(publish, source));
+            directory::load(section, publish, &entries, source)
+        })
         .transpose()?;
     let (in_directory, directory) = from.unzip();
     let several = directory.is_some()
@@ -90,7 +100,7 @@ pub(super) fn load(
             let error = SettingError::cluster(&name, PREFIX_CERTIFICATES);
             return Err(source.error_at(prefix, error));
         }
-        clusters.push(cluster_of_entry(entry, source, env)?);
+        clusters.push(cluster_of_entry(entry, publish, source, env)?);
     }
     clusters.extend(in_directory.into_iter().flatten());
     Ok((clusters, directory))
@@ -98,6 +108,7 @@ pub(super) fn load(
 
 fn cluster_of_entry(
     entry: Spanned<ClusterEntry>,
+    publish: Option<&PublishSection>,
     source: &ConfigSource,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
@@ -136,12 +147,17 @@ fn cluster_of_entry(
         .map(|section| client_certificates(section, &name, source))
         .transpose()?;
     let prefix = entry.value.path_prefix.as_ref();
+    let of_all = publish.filter(|_| !entry.value.passthrough);
+    let own = entry.value.publish.as_ref().map(|section| &section.value);
+    let publish = own.or(of_all);
+    let publish = publish.and_then(|section| publish_config(section, source));
     let mut cluster = ClusterConfig {
         name,
         hosts,
         public_prefix: prefix.map(|prefix| prefix.value.0.0.clone()),
         client_certificates,
         access,
+        publish,
         ..one
     };
     if entry.value.passthrough {
@@ -248,6 +264,17 @@ fn client_certificates(
     Ok(config)
 }
 
+/// What the section publishes; `None` if that is nothing.
+fn publish_config(section: &PublishSection, source: &ConfigSource) -> Option<PublishConfig> {
+    let kubeconfig = section.kubeconfig.as_ref()?;
+    let exec = kubeconfig.exec.as_ref().map(|exec| {
+        let args = exec.args.iter().map(|arg| arg.0.0.clone()).collect();
+        (exec.command.0.0.clone(), args)
+    });
+    let ca = kubeconfig.ca.as_ref().map(|file| source.path(&file.0.0));
+    Some(PublishConfig { exec, ca })
+}
+
 /// Refuses what a passthrough cluster cannot have: the proxy sees neither a request nor the apiserver's certificate.
 fn check_passthrough(
     entry: &Spanned<ClusterEntry>,
@@ -270,6 +297,9 @@ fn check_passthrough(
     }
     if let Some(prefix) = &entry.value.path_prefix {
         return Err(source.error_at(prefix, refused(PASSTHROUGH_PATH)));
+    }
+    if let Some(section) = &entry.value.publish {
+        return Err(source.error_at(section, refused(PASSTHROUGH_PUBLISH)));
     }
     let upstream = entry
         .value
@@ -441,6 +471,7 @@ const PASSTHROUGH_WITHOUT_HOSTS: &str = "has `passthrough` and no `hosts`; add t
 const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name";
 const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
 const PASSTHROUGH_CERTIFICATES: &str = "has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself";
+const PASSTHROUGH_PUBLISH: &str = "has `passthrough` and `publish`; remove `publish`, because the proxy cannot answer a request that it does not see";
 const PASSTHROUGH_ACCESS: &str =
     "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
 const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";

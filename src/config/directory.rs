@@ -11,7 +11,7 @@ use std::{
 use serde_saphyr::Spanned;
 
 use super::{
-    AccessRule, ClusterConfig, ConfigError, FileKind, SettingError, access,
+    AccessRule, ClusterConfig, ConfigError, FileKind, PublishConfig, SettingError, access,
     clusters::prefix_conflict,
     config_file::{ClusterEntry, ClustersFromEntry, PublicHost},
     kubeconfig,
@@ -77,6 +77,8 @@ pub struct PublicSide {
     pub public_prefix: Option<String>,
     /// Its access rules.
     pub access: Vec<AccessRule>,
+    /// The kubeconfig that its hosts serve to everyone.
+    pub publish: Option<PublishConfig>,
 }
 
 impl PublicSide {
@@ -88,6 +90,7 @@ impl PublicSide {
             hosts: cluster.hosts.clone(),
             public_prefix: cluster.public_prefix.clone(),
             access: cluster.access.clone(),
+            publish: cluster.publish.clone(),
         }
     }
 
@@ -99,20 +102,24 @@ impl PublicSide {
             hosts,
             public_prefix,
             access,
+            publish,
         } = self.clone();
         ClusterConfig {
             name,
             hosts,
             public_prefix,
             access,
+            publish,
             ..cluster
         }
     }
 }
 
-/// The clusters of the directory that `section` names. `others` are those of the configuration file.
+/// The clusters of the directory that `section` names. `others` are those of the configuration file, and `publish` is what all
+/// hosts publish.
 pub(super) fn load(
     section: &ClustersFromEntry,
+    publish: Option<PublishConfig>,
     others: &[Spanned<ClusterEntry>],
     source: &ConfigSource,
 ) -> Result<(Vec<ClusterConfig>, ClusterDirectory), ConfigError> {
@@ -161,6 +168,7 @@ pub(super) fn load(
             hosts: host.into_iter().collect(),
             public_prefix: prefix.map(|prefix| prefix.0),
             access: access.clone(),
+            publish: publish.clone(),
         };
         // A host has no capital letters, so `A` and `a` would have the same one. A choice between two files could send
         // tokens to the wrong apiserver.

@@ -66,7 +66,9 @@ fn load_given(
         .filter_map(|entry| entry.value.kubeconfig.as_ref());
     sources.extend(kubeconfigs.map(|file| source.path(&file.0.0)));
     let from = file.clusters_from.take();
-    let (clusters, directory) = clusters::load(args, entries, from.as_ref(), &source, env)?;
+    let publish = file.publish.as_ref();
+    let (clusters, directory) =
+        clusters::load(args, entries, from.as_ref(), publish, &source, env)?;
     sources.extend(directory.iter().flat_map(ClusterDirectory::sources));
     let (limits, capacity) = limits(file.limits.unwrap_or_default(), &source, workers, env)?;
     let section = file.timeouts.unwrap_or_default();

@@ -51,6 +51,7 @@ impl UpstreamUrl {
             client_certificates: None,
             access: Vec::new(),
             passthrough: false,
+            publish: None,
         }
     }
 }

@@ -139,6 +139,7 @@ fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
         url_place: old.url_place.clone(),
         client_certificates: old.client_certificates.clone(),
         access: old.access.clone(),
+        publish: old.publish.clone(),
         ..new.clone()
     };
     *old == new

@@ -4,6 +4,7 @@ use std::{cmp::Ordering, path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
+use super::publish::Publication;
 use crate::{
     config::{
         ClientCertificatesConfig, ClusterConfig, Config, Listing, PublicSide, ReadError,
@@ -27,6 +28,8 @@ pub struct Material {
     pub cluster_problems: Vec<String>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
     pub(super) client_certificates: Vec<Option<ClientMaterial>>,
+    /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
+    pub(super) publications: Vec<Option<Publication>>,
 }
 
 /// What one cluster needs for client certificates.
@@ -102,6 +105,7 @@ impl Material {
     ) -> Result<Self, PkiError> {
         let (clusters, cluster_problems) = load_clusters(config, now, old)?;
         Ok(Self {
+            publications: Publication::load_all(&clusters, &config.sources, &identities, now)?,
             identities,
             client_certificates: load_client_certificates(config, &clusters, now)?,
             clusters,
@@ -171,6 +175,12 @@ impl Material {
             .chain(uncovered_hosts(hosts, &self.identities))
             .chain(anchors.cloned())
             .chain(self.client_warnings(now))
+            .chain(
+                self.publications
+                    .iter()
+                    .flatten()
+                    .filter_map(|one| one.warning.clone()),
+            )
             .collect()
     }
 
@@ -325,6 +335,8 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
         if let TrustSource::File(file) = &cluster.trust {
             files.push(file.clone());
         }
+        let publish = cluster.publish.as_ref();
+        files.extend(publish.and_then(|publish| publish.ca.clone()));
         if let Some(clients) = &cluster.client_certificates {
             let front_proxy = &clients.front_proxy;
             files.extend([

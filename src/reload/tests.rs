@@ -74,6 +74,7 @@ impl World {
                 trust: TrustSource::File(file("ca.crt")),
                 client_certificates: None,
                 access: Vec::new(),
+                publish: None,
             }],
             directory: None,
             limits: Limits::default(),

@@ -40,6 +40,7 @@ mod logs;
 mod memory;
 mod passthrough;
 mod prefixes;
+mod published;
 mod reloading;
 mod retry;
 mod smuggling;

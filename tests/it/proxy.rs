@@ -118,6 +118,7 @@ impl World {
                 trust: TrustSource::File(ca),
                 client_certificates: None,
                 access: Vec::new(),
+                publish: None,
             }],
             directory: None,
             limits: Limits::default(),

@@ -6,6 +6,7 @@ mod documents;
 mod files;
 mod kubeconfigs;
 mod listen;
+mod publish;
 mod values;
 
 use std::{
@@ -117,6 +118,7 @@ fn flags_alone_give_defaults() {
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
                 access: Vec::new(),
+                publish: None,
             }],
             directory: None,
             limits: Limits {
@@ -382,6 +384,7 @@ clusters:
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
             access: Vec::new(),
+            publish: None,
         },
         ClusterConfig {
             name: "two".to_owned(),
@@ -399,6 +402,7 @@ clusters:
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
             access: Vec::new(),
+            publish: None,
         },
         ClusterConfig {
             name: "three".to_owned(),
@@ -416,6 +420,7 @@ clusters:
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
             access: Vec::new(),
+            publish: None,
         },
     ];
     assert_eq!(config.clusters, expected);

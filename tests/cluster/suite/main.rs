@@ -38,4 +38,5 @@ mod spellings;
 mod suite;
 mod terminal;
 mod watch;
+mod way;
 mod writes;
