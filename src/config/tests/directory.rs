@@ -305,7 +305,7 @@ fn bad_directory_section_is_refused_with_its_place() {
         (section(host), "line 1, column 16: `directory` is missing"),
         (
             section("directory: clusters.d"),
-            "line 1, column 28: `hostTemplate` is missing",
+            "line 1, column 27: `hostTemplate` is missing",
         ),
         (
             section(&format!("directory: none, {host}")),
