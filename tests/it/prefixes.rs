@@ -219,7 +219,7 @@ async fn log_and_metrics_show_cluster_and_path_of_apiserver() {
     let (certificate, key) = world.public_ca.server(&[HOST]).write(&world.dir, "public");
     let ca = world.dir.write("ca.crt", world.cluster_ca.pem());
     let text = format!(
-        "listen: [\"127.0.0.1:0\"]\nworkers: 1\nadmin: {{listen: \"127.0.0.1:0\"}}\nlog: {{format: json}}\n\
+        "listen: [\"127.0.0.1:0\"]\nworkers: 1\nadmin: {{listen: \"127.0.0.1:0\"}}\npublish: {{kubeconfig: {{}}}}\nlog: {{format: json}}\n\
          certificates: [{{certificate: {}, key: {}}}]\n\
          clusters: [{{name: a, pathPrefix: /clusters/a, upstream: {{url: \"https://{}\", ca: {}, name: 127.0.0.1}}}}]\n",
         certificate.display(),
@@ -234,6 +234,11 @@ async fn log_and_metrics_show_cluster_and_path_of_apiserver() {
     let line = event(&binary, "request", "/api/v1/namespaces/x/pods").await;
     assert_eq!(line["cluster"], "a");
     assert_eq!(line["k8s.resource"], "pods");
+    let published = client
+        .get(HOST, "/clusters/a/.well-known/kubeconfig", "")
+        .await;
+    let server = "server: https://kube.test/clusters/a\n";
+    assert!(published.text().contains(server), "{}", published.text());
     assert_eq!(client.get(HOST, "/clusters/typo", "").await.status, 421);
     let refused = event(&binary, "request", "/clusters/typo").await;
     assert_eq!(refused["reason"], "path_not_configured");

@@ -66,7 +66,10 @@ fn commented_parts_of_example_file_load() {
         .iter()
         .map(|cluster| &cluster.name)
         .collect();
-    assert_eq!(names, ["prod", "staging", "prod-direct", "tenant", "here", "eu"]);
+    assert_eq!(
+        names,
+        ["prod", "staging", "prod-direct", "tenant", "here", "eu"]
+    );
     assert!(config.clusters[2].passthrough);
     assert_eq!(config.workers.get(), 2);
     let expected = Limits {
