@@ -237,7 +237,7 @@ async fn log_and_metrics_show_cluster_and_path_of_apiserver() {
     let published = client
         .get(HOST, "/clusters/a/.well-known/kubeconfig", "")
         .await;
-    let server = "server: https://kube.test/clusters/a\n";
+    let server = "https://kube.test/clusters/a";
     assert!(published.text().contains(server), "{}", published.text());
     assert_eq!(client.get(HOST, "/clusters/typo", "").await.status, 421);
     let refused = event(&binary, "request", "/clusters/typo").await;
