@@ -130,12 +130,11 @@ pub(super) fn load(
     let path = source.path(&section.directory.value.0.0);
     let listing = Listing::read(&path).map_err(|error| {
         let path = path.clone();
-        let error = match error.kind() {
-            io::ErrorKind::NotADirectory => SettingError::NotADirectory { path },
-            _ => SettingError::ClusterDirectory {
-                path,
-                source: error.into(),
-            },
+        let error = if error.kind() == io::ErrorKind::NotADirectory {
+            SettingError::NotADirectory { path }
+        } else {
+            let source = error.into();
+            SettingError::ClusterDirectory { path, source }
         };
         source.error_at(&section.directory, error)
     })?;
