@@ -97,6 +97,7 @@ const REJECTIONS: [(Rejection, u16, &str); 25] = [
         "Unauthorized",
     ),
     (Rejection::CertificateOfOtherHost, 421, "MisdirectedRequest"),
+    (Rejection::Impersonation, 403, "Forbidden"),
     (
         Rejection::Credential(CredentialError::RepeatedAuthorization),
         400,
@@ -122,7 +123,8 @@ fn all_errors() -> Vec<Error> {
     let others = [
         Error::UnexpectedProtocol,
         Error::RedirectedUpgrade,
-        Error::FrontProxyExpired,
+        Error::Naming(NamingError::FrontProxyExpired),
+        Error::Naming(NamingError::NoToken),
     ];
     let upstream = upstream_errors().into_iter().map(Error::from);
     rejections.chain(others).chain(upstream).collect()
@@ -203,7 +205,7 @@ async fn only_unprocessed_request_gets_retry_after() {
     assert_eq!(with, 7);
     for error in all_errors() {
         let (head, _) = parsed(&error).await;
-        let must_not_repeat = matches!(error, Error::Rejected(_) | Error::FrontProxyExpired);
+        let must_not_repeat = matches!(error, Error::Rejected(_) | Error::Naming(_));
         if head.status.as_u16() == BAD_GATEWAY || must_not_repeat {
             assert_eq!(head.headers.get(header::RETRY_AFTER), None, "{error:?}");
         }
