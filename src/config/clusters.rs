@@ -23,8 +23,8 @@ use super::{
 };
 use crate::quote;
 
-/// The clusters of the file and of its directory, or the one of flags, kubeconfig or pod. Empty only if the directory is.
-/// `publish` is for those without one.
+/// The clusters of the file and of its directory, or the one of flags, kubeconfig or pod. Empty only if the directory
+/// is. `publish` is for those without one.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,

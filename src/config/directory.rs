@@ -1,7 +1,7 @@
 //! Clusters from a directory: each kubeconfig in it is a cluster, whose name is that of its file.
 //!
-//! An error in one file is about that cluster alone, so it is not a [`ConfigError`] but an [`UnusableCluster`]. An error
-//! about the directory itself is one of the configuration: a directory that cannot be read is not an empty one.
+//! An error in one file is about that cluster alone, so it is not a [`ConfigError`] but an [`UnusableCluster`]. An
+//! error about the directory itself is one of the configuration: a directory that cannot be read is not an empty one.
 
 use std::{
     fs, io,
@@ -115,8 +115,8 @@ impl PublicSide {
     }
 }
 
-/// The clusters of the directory that `section` names. `others` are those of the configuration file, and `publish` is what all
-/// hosts publish.
+/// The clusters of the directory that `section` names. `others` are those of the configuration file, and `publish` is
+/// what all hosts publish.
 pub(super) fn load(
     section: &ClustersFromEntry,
     publish: Option<PublishConfig>,

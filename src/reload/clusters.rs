@@ -132,7 +132,8 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts and prefix, expected name, CA, access rules, client certificates, and the
+/// Whether two clusters differ at most in public hosts and prefix, expected name, CA, access rules, published
+/// kubeconfig, client certificates, and the
 /// places of the URL and of the cluster.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     // First, because each of many clusters is compared with all others.

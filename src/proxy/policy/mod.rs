@@ -23,7 +23,7 @@ use crate::{
     upgrade_token::UpgradeToken,
     upstream::Cluster,
 };
-use prefixes::PrefixTable;
+use prefixes::HostTarget;
 pub(super) use prefixes::{fuzz as fuzz_prefixes, take_prefix};
 
 /// A request that may pass.
@@ -63,24 +63,6 @@ pub struct Routes {
     has_passthrough: bool,
     has_prefixes: bool,
     logged_user: LoggedUser,
-}
-
-/// What a host leads to.
-#[derive(Debug)]
-enum HostTarget {
-    Cluster(Arc<Route>),
-    /// Several clusters, by path.
-    Prefixes(PrefixTable<Arc<Route>>),
-}
-
-impl HostTarget {
-    /// The cluster, if there is only one.
-    fn cluster(&self) -> Option<&Arc<Route>> {
-        match self {
-            Self::Cluster(route) => Some(route),
-            Self::Prefixes(_) => None,
-        }
-    }
 }
 
 /// What a connection says about the host of its requests.
@@ -133,21 +115,6 @@ impl Routes {
         if route.certificates.is_some() && !is_listed() {
             self.asking.push(Arc::clone(route));
         }
-    }
-
-    /// Sends requests for `host` whose path begins with `prefix` to a cluster. A host that leads to one cluster keeps it.
-    pub fn add_below(&mut self, host: &str, prefix: &str, route: &Arc<Route>) {
-        self.has_prefixes = true;
-        let make = || HostTarget::Prefixes(PrefixTable::default());
-        if let HostTarget::Prefixes(table) = self.by_host.get_or_insert_with(host, make) {
-            table.add(prefix, Arc::clone(route));
-        }
-    }
-
-    /// Whether some hosts have clusters by path. Only then a request pays for a look at it.
-    #[must_use]
-    pub fn has_prefixes(&self) -> bool {
-        self.has_prefixes
     }
 
     /// Lets these proxies name the clients of their requests.
@@ -257,14 +224,6 @@ impl Routes {
             }
             self.by_host.get(&HostName::new(sni?))
         })
-    }
-
-    /// The clusters of this host, if it has several.
-    fn prefixes(&self, host: &Authority, sni: Option<&str>) -> Option<&PrefixTable<Arc<Route>>> {
-        match self.target(host, sni)? {
-            HostTarget::Prefixes(table) => Some(table),
-            HostTarget::Cluster(_) => None,
-        }
     }
 }
 

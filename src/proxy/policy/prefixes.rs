@@ -5,10 +5,56 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
-use http::{Request, Uri, uri::PathAndQuery};
+use http::{
+    Request, Uri,
+    uri::{Authority, PathAndQuery},
+};
 
 use super::{ConnectionNames, Rejection, Route, Routes, authority};
 use crate::proxy::{access::readings, request_info::decode};
+
+/// What a host leads to.
+#[derive(Debug)]
+pub(super) enum HostTarget {
+    Cluster(Arc<Route>),
+    /// Several clusters, by path.
+    Prefixes(PrefixTable<Arc<Route>>),
+}
+
+impl HostTarget {
+    /// The cluster, if there is only one.
+    pub(super) fn cluster(&self) -> Option<&Arc<Route>> {
+        match self {
+            Self::Cluster(route) => Some(route),
+            Self::Prefixes(_) => None,
+        }
+    }
+}
+
+impl Routes {
+    /// Sends requests for `host` whose path begins with `prefix` to a cluster. A host that leads to one cluster keeps it.
+    pub fn add_below(&mut self, host: &str, prefix: &str, route: &Arc<Route>) {
+        self.has_prefixes = true;
+        let make = || HostTarget::Prefixes(PrefixTable::default());
+        if let HostTarget::Prefixes(table) = self.by_host.get_or_insert_with(host, make) {
+            table.add(prefix, Arc::clone(route));
+        }
+    }
+
+    /// Whether some hosts have clusters by path. Only then a request pays for a look at it.
+    #[must_use]
+    pub fn has_prefixes(&self) -> bool {
+        self.has_prefixes
+    }
+
+    /// The clusters of this host, if it has several.
+    fn prefixes(&self, host: &Authority, sni: Option<&str>) -> Option<&PrefixTable<Arc<Route>>> {
+        match self.target(host, sni)? {
+            HostTarget::Prefixes(table) => Some(table),
+            HostTarget::Cluster(_) => None,
+        }
+    }
+}
 
 /// What one host leads to, by prefix. No prefix lies below another one.
 #[derive(Debug)]
