@@ -133,8 +133,7 @@ impl Reloader {
 }
 
 /// Whether two clusters differ at most in public hosts and prefix, expected name, CA, access rules, published
-/// kubeconfig, client certificates, and the
-/// places of the URL and of the cluster.
+/// kubeconfig, client certificates, and the places of the URL and of the cluster.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     // First, because each of many clusters is compared with all others.
     if old.name != new.name {
