@@ -320,13 +320,16 @@ impl Material {
     }
 }
 
+/// Each cluster and its trust anchors.
+type TrustedClusters = Vec<(ClusterConfig, TrustAnchors)>;
+
 /// Each cluster and its trust anchors, and what is wrong with files of the directory. Such a file stops no other cluster:
 /// the last good state of its own stays in use, and without one it is left out.
 fn load_clusters(
     config: &Config,
     now: SystemTime,
     old: Option<&Material>,
-) -> Result<(Vec<(ClusterConfig, TrustAnchors)>, Vec<String>), PkiError> {
+) -> Result<(TrustedClusters, Vec<String>), PkiError> {
     let mut clusters = Vec::with_capacity(config.clusters.len());
     let directory = config.directory.iter();
     let mut unusable: Vec<_> = directory
