@@ -542,7 +542,7 @@ fn prefix_is_compared_with_whole_segments_as_written() {
         ("/clusters/b/clusters/a", "b", "/clusters/a"),
         ("/k8s/eu/c/apis", "c", "/apis"),
         ("https://shared.test/clusters/b/version", "b", "/version"),
-        // The rest is left as it is, for a Service behind `proxy` as well.
+        // The rest is left as it is, for a Service under `proxy` as well.
         ("/clusters/a//api", "a", "//api"),
         (
             "/clusters/a/x/proxy/y%2Fz%20;v=1/...",
