@@ -62,8 +62,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "process",
             "reload",
             "telemetry",
+            "translate",
         ],
     ),
+    ("translate", &["config"]),
     (
         "check",
         &[
@@ -92,7 +94,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "fuzz",
-        &["downstream", "http1", "proxy", "transport", "upstream"],
+        &[
+            "downstream",
+            "http1",
+            "proxy",
+            "translate",
+            "transport",
+            "upstream",
+        ],
     ),
     ("bench", &["http1", "proxy"]),
     (

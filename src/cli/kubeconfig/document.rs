@@ -225,17 +225,6 @@ pub(super) fn has_client_certificate(user: &Value) -> bool {
         .any(|key| user.get(key).is_some_and(|value| !value.is_null()))
 }
 
-/// The document as YAML in the layout of kubectl.
-///
-/// # Panics
-///
-/// Never: a JSON value has no part that YAML lacks.
-pub(super) fn to_yaml(document: &Value) -> String {
-    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-    serde_saphyr::to_string_with_options(document, options)
-        .expect("every JSON value can be written as YAML")
-}
-
 fn items<'a>(content: &'a Value, key: &str) -> impl Iterator<Item = &'a Value> {
     content
         .get(key)

@@ -25,7 +25,7 @@ use crate::{
     check::{Token, TokenError},
     config::{
         ConfigError, FileKind, SettingError, TrustSource, UpstreamUrl, check_path_flag, load_trust,
-        load_yaml,
+        load_yaml, to_yaml,
     },
     hosts::HostPattern,
     pki::{PkiError, TrustAnchors},
@@ -33,7 +33,7 @@ use crate::{
 };
 use document::{
     ForeignEntries, KubeconfigDocument, MergeError, entry_of, has_client_certificate,
-    has_credential, text_at, to_yaml,
+    has_credential, text_at,
 };
 use file::{FileMode, OutputFile, WriteError, WrittenFile};
 use source::{CopiedContext, CopiedCredentials, INSTEAD};
