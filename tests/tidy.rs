@@ -58,6 +58,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "check",
             "config",
             "heartbeat",
+            "kubeconfig_document",
             "pki",
             "process",
             "reload",
@@ -65,7 +66,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "translate",
         ],
     ),
-    ("translate", &["config"]),
+    ("translate", &["config", "kubeconfig_document"]),
     (
         "check",
         &[
@@ -86,6 +87,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &[
             "config",
             "downstream",
+            "kubeconfig_document",
             "metrics",
             "pki",
             "proxy",
@@ -133,6 +135,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "drain",
             "http1",
+            "kubeconfig_document",
             "metrics",
             "pki",
             "transport",
@@ -152,6 +155,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "transport",
         ],
     ),
+    ("kubeconfig_document", &["config"]),
     ("pki", &["config"]),
     ("telemetry", &["config"]),
     ("metrics", &["activity", "clients", "drain"]),

@@ -22,7 +22,7 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
-    reload::ClientMaterial,
+    reload::{ClientMaterial, Publication},
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -64,6 +64,7 @@ pub(super) async fn check(
     }
     if identities.len() == config.identities.len() {
         check_hosts(&config.clusters, &identities, recorder);
+        check_published(config, &identities, now, recorder);
     } else {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
@@ -77,6 +78,31 @@ pub(super) async fn check(
     }
     let names = identities.iter().flat_map(Identity::names);
     names.cloned().collect()
+}
+
+/// Says which clusters publish a kubeconfig, and whether clients can use it.
+fn check_published(
+    config: &Config,
+    identities: &[Identity],
+    now: SystemTime,
+    recorder: &mut Recorder<'_>,
+) {
+    for cluster in &config.clusters {
+        let loaded = Publication::load(cluster, identities, now);
+        match loaded.map_err(|error| error.naming_place(&config.sources)) {
+            Ok(None) => {}
+            Ok(Some(Publication {
+                warning: Some(warning),
+                ..
+            })) => recorder.warning(Check::Configuration, Message::from_sentence(&warning)),
+            Ok(Some(_)) => {
+                let name = &cluster.name;
+                let text = format!("the hosts of {name} serve /.well-known/kubeconfig to everyone");
+                recorder.ok(Check::Configuration, text);
+            }
+            Err(error) => recorder.failed(Check::Configuration, Message::from_error(&error)),
+        }
+    }
 }
 
 /// Says how many client connections there may be, and why. Warns of more than the memory is enough for.

@@ -52,6 +52,8 @@ pub(super) struct ConfigFile {
     pub(super) log: Option<LogSection>,
     /// Health, metrics and the status page.
     pub(super) admin: Option<AdminSection>,
+    /// What the hosts of all clusters publish, except of those with a `publish` of their own.
+    pub(super) publish: Option<PublishSection>,
     /// Whether a 401 or 403 of the apiserver gets a `Warning` that says what may be wrong with the credential.
     pub(super) hints: Option<bool>,
 }
@@ -100,6 +102,42 @@ pub(super) struct ClusterEntry {
     /// request may pass.
     #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
     pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
+    /// What its hosts publish.
+    #[schemars(with = "Option<PublishSection>")]
+    pub(super) publish: Option<Spanned<PublishSection>>,
+}
+
+/// What everyone who reaches a host may read there.
+#[derive(Debug, Default, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct PublishSection {
+    /// The kubeconfig at `/.well-known/kubeconfig`; by default the path is forwarded like any other.
+    pub(super) kubeconfig: Option<PublishedKubeconfigSection>,
+}
+
+/// The kubeconfig that a host publishes.
+#[derive(Debug, Default, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct PublishedKubeconfigSection {
+    /// The program that gets the token of the user; without it the kubeconfig has no credential.
+    pub(super) exec: Option<ExecSection>,
+    /// PEM file with the CAs against which clients verify the proxy; by default the public ones, or the last certificate of
+    /// the chain if it is its own issuer.
+    #[schemars(with = "Option<String>")]
+    pub(super) ca: Option<Parsed<FilePath>>,
+}
+
+/// A program that clients run to get a token.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ExecSection {
+    /// Its name, which clients look up in their PATH, or its path.
+    #[schemars(with = "String")]
+    pub(super) command: Parsed<PublicText>,
+    /// Its arguments.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(super) args: Vec<Parsed<PublicText>>,
 }
 
 /// Which client certificates count, and the certificate with which the proxy names their owners to the apiserver.
@@ -197,7 +235,7 @@ enum RequestHostName {
 }
 
 /// A `T`, parsed from text of the file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Parsed<T>(pub(super) T);
 
 impl<'de, T: FromStr<Err = SettingError>> Deserialize<'de> for Parsed<T> {
@@ -220,6 +258,23 @@ impl FromStr for FilePath {
         }
         check_path(Path::new(text))?;
         Ok(Self(text.into()))
+    }
+}
+
+/// Text that everyone may read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PublicText(pub(super) String);
+
+impl FromStr for PublicText {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let problem = match quote::pasted(text) {
+            _ if text.is_empty() => IS_EMPTY,
+            Some(_) => IS_SECRET,
+            None => return Ok(Self(text.to_owned())),
+        };
+        Err(SettingError::Malformed { problem })
     }
 }
 
@@ -352,6 +407,9 @@ pub fn schema() -> serde_json::Value {
     schema
 }
 
+const IS_EMPTY: &str = "is empty; give a text, or remove it";
+const IS_SECRET: &str =
+    "looks like a key or a token, and everyone can read the published kubeconfig; remove it";
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
 const NOT_A_LOGGED_USER: &str =

@@ -51,7 +51,7 @@ pub use listen::{Admission, ListenConfig, PeerPolicy};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
-pub(crate) use yaml::{load as load_yaml, manifest_documents, manifest_text, position, to_yaml};
+pub(crate) use yaml::{load as load_yaml, manifest_documents, manifest_text, position};
 
 /// The checked configuration of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,8 +123,20 @@ pub struct ClusterConfig {
     pub access: Vec<AccessRule>,
     /// Whether connections for its hosts are passed on as they are, so that each client speaks TLS with the apiserver.
     pub passthrough: bool,
+    /// The kubeconfig that its hosts serve to everyone; `None` if they serve none.
+    pub publish: Option<PublishConfig>,
     /// How client certificates are used; `None` if none is asked for.
     pub client_certificates: Option<ClientCertificatesConfig>,
+}
+
+/// The kubeconfig that everyone may read at `/.well-known/kubeconfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PublishConfig {
+    /// The program that gets the token of the user, and its arguments. `None`: the user adds a credential.
+    pub exec: Option<(String, Vec<String>)>,
+    /// PEM, the CA against which clients verify the proxy. `None`: the public ones, or the last certificate of the chain if
+    /// it is its own issuer.
+    pub ca: Option<PathBuf>,
 }
 
 /// Which client certificates count, and how the apiserver is told who their owner is.

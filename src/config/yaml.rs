@@ -109,17 +109,6 @@ pub(crate) fn manifest_text(file: &Path) -> Result<String, ConfigError> {
     text.ok_or_else(|| in_file(kind, file, None, SettingError::NotText))
 }
 
-/// `document` as YAML, in the layout of kubectl.
-///
-/// # Panics
-///
-/// Never: a JSON value has no part that YAML lacks.
-pub(crate) fn to_yaml(document: &serde_json::Value) -> String {
-    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
-    serde_saphyr::to_string_with_options(document, options)
-        .expect("every JSON value can be written as YAML")
-}
-
 /// The text of a file in UTF-8, or in UTF-16 with a byte-order mark; `None` if it is in neither.
 fn decode(bytes: &[u8]) -> Option<Cow<'_, str>> {
     let unit: fn([u8; 2]) -> u16 = match bytes {

@@ -246,6 +246,7 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::Certificate(_)
         | Rejection::CertificateOfOtherHost
         | Rejection::Credential(_)
-        | Rejection::AmbiguousPath => None,
+        | Rejection::AmbiguousPath
+        | Rejection::PublishedMethod => None,
     }
 }

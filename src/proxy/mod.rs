@@ -18,6 +18,7 @@ mod hints;
 mod identity;
 mod passthrough;
 mod policy;
+mod published;
 mod request_client;
 mod request_facts;
 mod request_id;
@@ -51,6 +52,7 @@ pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate}
 pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
+pub use published::PublishedKubeconfig;
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
@@ -241,6 +243,11 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
+    if let Some(kubeconfig) = &admitted.route.published
+        && published::is_asked_for(&head)
+    {
+        return published::respond(kubeconfig, &head, &admitted, downstream, log);
+    }
     let user = identity::authenticate(&admitted.route, downstream, &head)?;
     if let Some(rules) = &admitted.route.access {
         let client = log.peers().client.ip();

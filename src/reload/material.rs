@@ -4,6 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
+use super::publish::Publication;
 use crate::{
     config::{ClientCertificatesConfig, ClusterConfig, Config, TrustSource, read_file},
     pki::{
@@ -20,6 +21,8 @@ pub struct Material {
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
     pub(super) client_certificates: Vec<Option<ClientMaterial>>,
+    /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
+    pub(super) publications: Vec<Option<Publication>>,
 }
 
 /// What one cluster needs for client certificates.
@@ -84,11 +87,7 @@ impl Material {
         let identities = config.identities.iter().map(|files| {
             Identity::load(files, now).map_err(|error| error.naming_place(&config.sources))
         });
-        Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
-            clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now)?,
-        })
+        Self::of_identities(identities.collect::<Result<_, _>>()?, config, now)
     }
 
     /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
@@ -112,10 +111,19 @@ impl Material {
             };
             loaded.map_err(|error| error.naming_place(&config.sources))
         });
+        Self::of_identities(identities.collect::<Result<_, _>>()?, config, now)
+    }
+
+    fn of_identities(
+        identities: Vec<Identity>,
+        config: &Config,
+        now: SystemTime,
+    ) -> Result<Self, PkiError> {
         Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
             clusters: load_clusters(config, now)?,
             client_certificates: load_client_certificates(config, now)?,
+            publications: Publication::load_all(config, &identities, now)?,
+            identities,
         })
     }
 
@@ -146,6 +154,12 @@ impl Material {
             .chain(uncovered_hosts(hosts, &self.identities))
             .chain(anchors.cloned())
             .chain(self.client_warnings(now))
+            .chain(
+                self.publications
+                    .iter()
+                    .flatten()
+                    .filter_map(|one| one.warning.clone()),
+            )
             .collect()
     }
 
@@ -257,6 +271,8 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
         if let TrustSource::File(file) = &cluster.trust {
             files.push(file.clone());
         }
+        let publish = cluster.publish.as_ref();
+        files.extend(publish.and_then(|publish| publish.ca.clone()));
         if let Some(clients) = &cluster.client_certificates {
             let front_proxy = &clients.front_proxy;
             files.extend([

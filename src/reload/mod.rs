@@ -6,6 +6,7 @@
 mod changes;
 mod clusters;
 mod material;
+mod publish;
 
 use std::{mem, net::SocketAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 
 pub use changes::ReloadChanges;
 pub use material::{ClientMaterial, Material};
+pub use publish::Publication;
 
 use crate::{
     config::{Config, ConfigError, ListenConfig, SettingError, peers_of},
@@ -276,6 +278,7 @@ impl Reloader {
             && same_hosts
             && changes.settings.is_empty()
             && material.presents_the_same(&self.report.material)
+            && material.publications == self.report.material.publications
             && material.has_same_clients(&self.report.material);
         if !unchanged {
             self.changes = changes;
@@ -349,9 +352,13 @@ impl Reloader {
         let configured = clusters.iter().zip(&material.clusters);
         let mut terminated = Vec::new();
         // First, so that a passthrough host is never terminated because a certificate has its name.
-        for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
+        let publications = material.publications.iter();
+        for (((cluster, (config, _)), certificates), publication) in
+            configured.zip(certificates).zip(publications)
+        {
             let route = Route {
                 access: AccessRules::new(&config.name, &config.access),
+                published: publication.as_ref().map(|one| one.kubeconfig.clone()),
                 ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
             };
             let route = Arc::new(route);

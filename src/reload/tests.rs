@@ -72,6 +72,7 @@ impl World {
                 trust: TrustSource::File(file("ca.crt")),
                 client_certificates: None,
                 access: Vec::new(),
+                publish: None,
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

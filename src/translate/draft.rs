@@ -12,8 +12,9 @@ use super::{
 };
 use crate::{
     cidr::{Cidr, CidrError},
-    config::{ConfigError, to_yaml},
+    config::ConfigError,
     hosts::HostPattern,
+    kubeconfig_document::to_yaml,
     quote,
 };
 

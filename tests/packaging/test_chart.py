@@ -24,6 +24,8 @@ def comparable(objects):
             for container in each["spec"]["template"]["spec"]["containers"]:
                 del container["image"]
                 container.pop("imagePullPolicy", None)
+        if kind == "ConfigMap":
+            each["data"] = {name: yaml.safe_load(text) for name, text in each["data"].items()}
         drop_labels(each)
     return objects
 
@@ -58,6 +60,18 @@ EVERYTHING = [
 ]
 
 
+OWN_SECTION = '{"ca": "/a", "frontProxy": {"certificate": "/b", "key": "/c"}}'
+CLIENT_CERTIFICATES = [
+    'clientCertificates.ca.configMap="client-ca"',
+    'clientCertificates.frontProxy.secret="front-proxy"',
+]
+
+
+def config_of(objects):
+    """The configuration file in the ConfigMap of the release."""
+    return yaml.safe_load(objects["ConfigMap", "kube-tls-proxy"]["data"]["kube-tls-proxy.yaml"])
+
+
 class Chart(unittest.TestCase):
     maxDiff = None
 
@@ -73,6 +87,11 @@ class Chart(unittest.TestCase):
         del wanted["Namespace", "kube-tls-proxy"]
         settings = ["serviceMonitor.enabled=true", "certificate.enabled=true", 'certificate.dnsNames=["kube.example.com"]']
         self.assertEqual(comparable(rendered.chart(*settings)), wanted)
+
+    def test_client_certificates_render_their_overlay(self):
+        wanted = comparable(rendered.kustomize("overlays/client-certificates"))
+        del wanted["Namespace", "kube-tls-proxy"]
+        self.assertEqual(comparable(rendered.chart(*CLIENT_CERTIFICATES)), wanted)
 
     def test_helm_lint_reports_nothing(self):
         subprocess.run(["helm", "lint", "--strict", "--quiet", rendered.CHART], check=True, capture_output=True, timeout=120)
@@ -125,6 +144,63 @@ class Chart(unittest.TestCase):
             "KUBE_TLS_PROXY_TRUSTED_PROXIES": "10.1.0.0/24",
         }
         self.assertEqual(more, wanted)
+
+    def test_address_lists_are_an_entry_of_listen(self):
+        lists = {"allow": ["203.0.113.0/24", "2001:db8::/32"], "deny": ["203.0.113.66"]}
+        for ipv6, address in [("true", "[::]:8443"), ("false", "0.0.0.0:8443")]:
+            objects = rendered.chart(f"listen={json.dumps(lists)}", f"ipv6={ipv6}")
+            self.assertEqual(config_of(objects), {"listen": [{"address": address} | lists]})
+            # The proxy refuses a flag or variable that would open the port beside the lists.
+            environment = rendered.environment(pod_of(objects)["containers"][0])
+            self.assertNotIn("KUBE_TLS_PROXY_LISTEN", environment)
+            self.assertIn("KUBE_TLS_PROXY_CONFIG", environment)
+
+    def test_pods_do_not_restart_for_a_change_of_the_address_lists(self):
+        def template(deny):
+            objects = rendered.chart(f"listen.deny={json.dumps(deny)}", 'config={"limits": {"headerFields": 256}}')
+            return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]
+
+        self.assertEqual(template(["192.0.2.1"]), template(["192.0.2.2", "192.0.2.3"]))
+
+    def test_client_certificates_have_their_files_mounted(self):
+        objects = rendered.chart(
+            'clientCertificates.ca={"secret": "users", "key": "tls.crt"}',
+            'clientCertificates.crl={"configMap": "123", "key": "users.crl"}',
+            'clientCertificates.frontProxy.secret="front-proxy"',
+            "clientCertificates.allowSystem=true",
+        )
+        pod = pod_of(objects)
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        (cluster,) = config_of(objects)["clusters"]
+        ca, crl, own = (mounts[f"client-certificates-{name}"] for name in ("ca", "crl", "front-proxy"))
+        self.assertEqual(
+            cluster["clientCertificates"],
+            {
+                "ca": f"{ca}/tls.crt",
+                "crl": f"{crl}/users.crl",
+                "frontProxy": {"certificate": f"{own}/tls.crt", "key": f"{own}/tls.key"},
+                "allowSystem": True,
+            },
+        )
+        # A path below a volume (`subPath`) would never change, and a Secret of a CA may have its private key.
+        self.assertFalse([mount for mount in pod["containers"][0]["volumeMounts"] if "subPath" in mount])
+        volumes = {volume["name"].removeprefix("client-certificates-"): volume for volume in pod["volumes"]}
+        items = {"items": [{"key": "tls.crt", "path": "tls.crt"}]}
+        self.assertEqual(volumes["ca"]["secret"], {"secretName": "users", "defaultMode": 0o440} | items)
+        items = {"items": [{"key": "users.crl", "path": "users.crl"}]}
+        self.assertEqual(volumes["crl"]["configMap"], {"name": "123"} | items)
+        self.assertEqual(volumes["front-proxy"]["secret"], {"secretName": "front-proxy", "defaultMode": 0o440})
+
+    def test_client_certificates_are_for_the_cluster_of_the_pod_alone(self):
+        clusters = [
+            {"name": "here", "inCluster": True, "hosts": ["a.example.com"], "access": [{"allow": {}}]},
+            {"name": "direct", "inCluster": True, "passthrough": True, "hosts": ["kubernetes"]},
+            {"name": "other", "hosts": ["b.example.com"], "kubeconfig": "/other/config"},
+        ]
+        objects = rendered.chart(f'config={{"clusters": {json.dumps(clusters)}}}', *CLIENT_CERTIFICATES)
+        here, *others = config_of(objects)["clusters"]
+        self.assertIn("frontProxy", here.pop("clientCertificates"))
+        self.assertEqual([here, *others], clusters)
 
     def test_pods_restart_only_for_settings_that_need_a_restart(self):
         def checksum(config):
@@ -321,6 +397,9 @@ class Chart(unittest.TestCase):
             ('config={"timeouts": {"drain": "5"}}', "/config/timeouts"),
             ('config={"clusters": [{"name": "a", "upstream": {"url": "http://a"}}]}', "/config/clusters/0"),
             ('config={"log": {"acces": false}}', "acces"),
+            ('listen.allow=["everyone"]', "/listen/allow/0"),
+            ('clientCertificates.ca.key="a/b"', "/clientCertificates/ca/key"),
+            ('clientCertificates.frontProxy.secret="Front"', "/clientCertificates/frontProxy/secret"),
         ]:
             error = rendered.values_error(setting)
             self.assertIsNotNone(error, f"helm accepted {setting}")
@@ -343,6 +422,22 @@ class Chart(unittest.TestCase):
             (["service.nodePort=30443", 'service.type="ClusterIP"'], "service.nodePort: "),
             (['service.loadBalancerIP="192.0.2.7"', 'service.type="NodePort"'], "service.loadBalancerIP: "),
             (["tlsRoute.enabled=true"], "tlsRoute.parentRefs: name the Gateway"),
+            (["listen.allow=[]"], "listen.allow: the list is empty, so no client would be served"),
+            (['clientCertificates.frontProxy.secret="f"'], "clientCertificates.ca: name the ConfigMap or Secret"),
+            (["clientCertificates.allowSystem=true"], "clientCertificates.ca: name the ConfigMap or Secret"),
+            (['clientCertificates.ca.configMap="c"'], "clientCertificates.frontProxy.secret: name the Secret"),
+            (['clientCertificates.ca={"configMap": "c", "secret": "s"}'], "clientCertificates.ca: give one of"),
+            (['clientCertificates.ca.secret="f"', 'clientCertificates.frontProxy.secret="f"'], "a ConfigMap or Secret of its own"),
+            ([*CLIENT_CERTIFICATES, 'config={"clusters": [{"name": "a"}]}'], "no cluster in config.clusters has `inCluster: true`"),
+            (
+                [*CLIENT_CERTIFICATES, 'config={"clusters": [{"name": "a", "inCluster": true, "clientCertificates": %s}]}' % OWN_SECTION],
+                "the cluster a in config.clusters has this section too",
+            ),
+            (
+                [*CLIENT_CERTIFICATES, 'extraEnv=[{"name": "KUBE_TLS_PROXY_UPSTREAM_NAME", "value": "x"}]'],
+                "clientCertificates: --upstream-name does not go together with it",
+            ),
+            ([*CLIENT_CERTIFICATES, 'extraArgs=["--host=a.example.com"]'], "clientCertificates: --host does not go together"),
             (["tlsRoute.enabled=true", 'tlsRoute.parentRefs=[{"name": "g"}]'], "tlsRoute.hostnames: "),
         ]:
             error = rendered.values_error(*settings)

@@ -74,7 +74,7 @@ fn bad_config_files() {
         ),
         (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, hints",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, publish, hints",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",

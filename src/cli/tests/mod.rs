@@ -249,6 +249,7 @@ fn start_block_lists_all_facts() {
         },
         client_certificates: None,
         access: Vec::new(),
+        publish: None,
     };
     let prod = cluster("prod", "10.0.0.1", &[]);
     let mut test = cluster("test", "fd00::1", &["test.example.com", "t.example.com"]);

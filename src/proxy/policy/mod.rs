@@ -14,7 +14,10 @@ use crate::{
     clients::Throttled,
     config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
-    proxy::identity::{CertificateRefusal, ClientCertificates},
+    proxy::{
+        identity::{CertificateRefusal, ClientCertificates},
+        published::PublishedKubeconfig,
+    },
     upgrade_token::UpgradeToken,
     upstream::Cluster,
 };
@@ -39,6 +42,8 @@ pub struct Route {
     pub certificates: Option<Arc<ClientCertificates>>,
     /// Who may send what to it. `None`: every request may pass.
     pub access: Option<AccessRules>,
+    /// The kubeconfig that its hosts publish; `None` if they publish none.
+    pub published: Option<PublishedKubeconfig>,
 }
 
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
@@ -72,6 +77,7 @@ impl Route {
             cluster,
             access: None,
             certificates: None,
+            published: None,
         }
     }
 
@@ -259,6 +265,9 @@ pub enum Rejection {
     /// A path that the apiserver and a server before it could read differently, where access rules look at paths.
     #[error("path with more than one meaning")]
     AmbiguousPath,
+    /// A request for the published kubeconfig that is neither GET nor HEAD, or that is an upgrade.
+    #[error("published kubeconfig cannot be changed")]
+    PublishedMethod,
     /// A budget of its client is used up.
     #[error("client is over {}", .0.setting())]
     Throttled(Throttled),
@@ -295,6 +304,7 @@ impl Rejection {
             Self::CertificateOfOtherHost => "certificate_of_other_host",
             Self::Credential(_) => "credential",
             Self::AmbiguousPath => "ambiguous_path",
+            Self::PublishedMethod => "published_method",
             Self::Throttled(Throttled::Refused(_) | Throttled::Guesses(_)) => "client_unauthorized",
             Self::Throttled(Throttled::Requests(_)) => "client_requests",
         }

@@ -127,10 +127,13 @@ pub(super) fn respond(error: &Error, id: &RequestId, reader: Reader) -> Response
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if status.code == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(
-            header::ALLOW,
-            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-        );
+        let is_published = matches!(error, Error::Rejected(Rejection::PublishedMethod));
+        let allowed = if is_published {
+            "GET, HEAD"
+        } else {
+            "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+        };
+        headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
     response
 }
@@ -361,6 +364,11 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
         }
         Rejection::Credential(CredentialError::Claims) => bad_request(
             "the claims of the token are too long, are no JSON, or repeat a claim; get another token",
+        ),
+        Rejection::PublishedMethod => ErrorStatus::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            "the proxy itself serves the kubeconfig at this path, to GET and HEAD without an upgrade",
         ),
         Rejection::AmbiguousPath => bad_request(
             "the path can be read in more than one way, and the access rules look at it; write it without escapes, \
