@@ -414,7 +414,7 @@ fn exit_code_says_whether_everything_was_translated() {
         if code != 2 {
             assert!(
                 report.contains(
-                    "standard input:7:5: used: Ingress default/kubernetes: spec.rules[0].host"
+                    "standard input:8:11: used: Ingress default/kubernetes: spec.rules[0].host"
                 ),
                 "{report}"
             );
@@ -426,7 +426,7 @@ fn exit_code_says_whether_everything_was_translated() {
 fn error_shows_the_line_with_a_mark() {
     let (_, _, report) = run(&["-"], &INGRESS.replace("path: /,", "path: /api,"));
     let lines: Vec<_> = report.lines().collect();
-    assert!(lines[0].starts_with("kube-tls-proxy: manifest standard input, line 9, column 25: Ingress default/kubernetes: spec.rules[0].http.paths[0].path: "), "{report}");
+    assert!(lines[0].starts_with("kube-tls-proxy: manifest standard input, line 9, column 27: Ingress default/kubernetes: spec.rules[0].http.paths[0].path: "), "{report}");
     let column = lines[2].find('^').unwrap();
     assert_eq!(&lines[1][column..column + 4], "/api", "{report}");
 }

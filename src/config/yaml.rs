@@ -83,7 +83,11 @@ pub(crate) fn manifest_documents<T: DeserializeOwned>(
     if text.starts_with("-----BEGIN ") {
         return Err(in_file(kind, file, None, SettingError::PemFile));
     }
-    serde_saphyr::from_multiple_with_options(text, options(kind)).map_err(|error| {
+    // A manifest becomes a tree, whose depth a hostile one chooses. A thread of 2 MiB has room for 50 levels in a debug
+    // build, and an ingress has about 12. Proof: tests/translate.rs, `deep-nesting.yaml`.
+    let mut options = options(kind);
+    options.budget = serde_saphyr::budget! { max_depth: MAX_MANIFEST_DEPTH };
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let at = error.location().and_then(position);
         let error = if text.contains("{{") {
             SettingError::Template
@@ -244,6 +248,8 @@ const OTHER_WORDS: [(&str, &str); 15] = [
     ("upstreamName", "name"),
 ];
 
+/// Levels of lists and keys in a manifest.
+const MAX_MANIFEST_DEPTH: usize = 40;
 /// The byte-order mark that some editors write at the start of a file.
 const BOM: char = '\u{feff}';
 /// Keys that every Kubernetes object has and no configuration file of the proxy has.

@@ -283,7 +283,7 @@ fn client_validation<'a>(
         skip.mark(NotNeeded, "false is the default");
     }
     let secret = validation.need("caSecret")?;
-    super::client_ca(&secret, manifests, cluster)?;
+    super::client_ca("Secret", &secret, manifests, cluster)?;
     if let Some(secret) = validation.get("crlSecret")? {
         let crl = PemSource::named("Secret", &secret, "crl.pem")?;
         secret.used(format!("`crl`, from {crl}"));

@@ -281,18 +281,13 @@ fn terminate<'a>(
         return Ok(());
     };
     for reference in validation.need("caCertificateRefs")?.items()? {
-        super::client_ca(&reference.need("name")?, manifests, cluster)?;
         reference.used_keys(&["group", "kind"], "says what has the CA")?;
         let kind = reference.get("kind")?;
-        if kind.as_ref().map_or(Ok("ConfigMap"), ManifestField::text)? == "ConfigMap" {
-            let name = reference.need("name")?.object_name()?;
-            cluster.client_ca = Some(PemSource::new(
-                "ConfigMap",
-                &listener.object.namespace,
-                name,
-                "ca.crt",
-            ));
-        }
+        let kind = match kind.as_ref().map_or(Ok("ConfigMap"), ManifestField::text)? {
+            "Secret" => "Secret",
+            _ => "ConfigMap",
+        };
+        super::client_ca(kind, &reference.need("name")?, manifests, cluster)?;
     }
     Ok(())
 }

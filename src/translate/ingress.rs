@@ -4,9 +4,9 @@
 
 use super::{
     FieldVerdict::{NotNeeded, NotPossible},
-    Manifests, apiserver,
+    Manifests, annotations, apiserver,
     draft::{Draft, DraftCluster, PemSource, ranges},
-    known, limits,
+    limits,
     object::{ManifestField, ManifestObject},
 };
 use crate::{config::ConfigError, quote};
@@ -40,7 +40,7 @@ pub(super) fn translate<'a>(
         multiplier: 5,
     };
     for (name, field) in ingress.annotations()? {
-        if let Some((_, suffix)) = known::controller(name) {
+        if let Some((_, suffix)) = annotations::controller(name) {
             annotation(suffix, &field, manifests, &mut cluster, &mut burst, draft)?;
         }
     }
@@ -218,7 +218,7 @@ fn annotation<'a>(
             field.mark(NotPossible, "the apiserver is always verified, or an impostor could read every token; remove the annotation");
             Ok(())
         }
-        "auth-tls-secret" | "client-ca" => super::client_ca(field, manifests, cluster),
+        "auth-tls-secret" | "client-ca" => super::client_ca("Secret", field, manifests, cluster),
         "auth-tls-verify-client" => verify_client(field),
         "auth-tls-strict" => {
             field.mark(NotNeeded, "a certificate that cannot be checked does not count");

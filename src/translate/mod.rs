@@ -3,6 +3,7 @@
 //! Every field of every object is accounted for (`object.rs`). What restricts clients is translated or is an error; the
 //! apiserver is always verified, whatever the manifests say.
 
+mod annotations;
 mod apiserver;
 mod contour;
 mod draft;
@@ -316,13 +317,20 @@ fn other_path(field: &ManifestField<'_>) -> ConfigError {
     field.error("only the path prefix `/` can lead to an apiserver, because clients ask for many paths; write `/`, and give what is not the apiserver a host of its own")
 }
 
-/// Takes the CA of client certificates from the Secret that `field` names, and its revocation list if the files have it.
+/// Takes the CA of client certificates from the object that `field` names, with its revocation list if the files have
+/// it.
 fn client_ca<'a>(
+    kind: &'static str,
     field: &ManifestField<'a>,
     manifests: &'a Manifests,
     cluster: &mut DraftCluster<'a>,
 ) -> Result<(), ConfigError> {
-    let ca = PemSource::named("Secret", field, "ca.crt")?;
+    let ca = PemSource::named(kind, field, "ca.crt")?;
+    if cluster.client_ca.as_ref().is_some_and(|old| *old != ca) {
+        return Err(field.error(
+            "this is another CA of clients than the one before it; put both into one object",
+        ));
+    }
     field.used(format!(
         "`clientCertificates.ca`, from {ca}: the name in a certificate becomes the user for the apiserver, so this CA must issue certificates only to users; also needed is a front-proxy certificate in /etc/kube-tls-proxy/front-proxy, see docs/client-certificates.md"
     ));

@@ -1,8 +1,8 @@
 //! One object of Kubernetes: its fields, and what became of each of them.
 //!
-//! The translation marks the fields that it reads. [`ManifestObject::report`] then walks over the whole object and gives
-//! every field a verdict: that of its mark, else that of the tables in `known.rs`, else *not known*. So no field is
-//! dropped without a word, and a field that the translation forgets is reported as one that it does not know.
+//! The translation marks the fields that it reads. [`ManifestObject::report`] then walks over the whole object and
+//! gives every field a verdict: that of its mark, else that of the tables in `known.rs`, else *not known*. So no field
+//! is dropped without a word, and a field that the translation forgets is reported as one that it does not know.
 
 use std::{cell::RefCell, collections::BTreeMap, fmt, path::PathBuf, rc::Rc};
 
