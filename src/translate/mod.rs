@@ -332,7 +332,7 @@ fn client_ca<'a>(
         ));
     }
     field.used(format!(
-        "`clientCertificates.ca`, from {ca}: the name in a certificate becomes the user for the apiserver, so this CA must issue certificates only to users; also needed is a front-proxy certificate in /etc/kube-tls-proxy/front-proxy, see docs/client-certificates.md"
+        "`clientCertificates.ca`, from {ca}: the name in a certificate becomes the user for the apiserver, so this CA must issue certificates only to users; also needed is a front-proxy certificate in /etc/kube-tls-proxy/front-proxy, or `impersonate` in place of `frontProxy`, see docs/client-certificates.md"
     ));
     // ingress-nginx checks this list if the Secret has it.
     if manifests.has_key(&ca, "ca.crl")? {
