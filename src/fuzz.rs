@@ -45,5 +45,6 @@ pub fn targets() -> [Target; 18] {
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),
+        ("manifests", crate::translate::fuzz),
     ]
 }
