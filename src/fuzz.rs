@@ -13,7 +13,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 18] {
+pub fn targets() -> [Target; 19] {
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
     let [
         headers,
