@@ -22,7 +22,8 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
-    reload::{ClientMaterial, Publication},
+    quote,
+    reload::{ClientMaterial, NamingMaterial, Publication},
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -173,7 +174,6 @@ pub(super) fn client_certificates(
         .ok()?;
     let cas = clients.ca.anchors().summaries().iter();
     let cas: Vec<_> = cas.map(|ca| ca.subject.clone()).collect();
-    let front_proxy = clients.front_proxy.summary();
     let revoked = match clients.ca.revoked() {
         Some(lists) => format!(
             "{}, listed until {}",
@@ -182,11 +182,29 @@ pub(super) fn client_certificates(
         ),
         None => "revocation is not checked".to_owned(),
     };
+    let naming = match &clients.naming {
+        NamingMaterial::FrontProxy(identity) => {
+            let leaf = identity.summary();
+            let left = leaf.time_left(now);
+            format!(
+                "named to the apiserver as {} (expires in {left})",
+                leaf.subject
+            )
+        }
+        NamingMaterial::Token(token) => match token.problem() {
+            Some(problem) => {
+                recorder.failed(Check::Clients, Message::from_sentence(&problem));
+                return None;
+            }
+            None => format!(
+                "impersonated with the token in {}",
+                quote::path(token.path())
+            ),
+        },
+    };
     let text = format!(
-        "users with certificates of {} are named to the apiserver as {} (expires in {}); {revoked}",
-        cas.join("; "),
-        front_proxy.subject,
-        front_proxy.time_left(now)
+        "users with certificates of {} are {naming}; {revoked}",
+        cas.join("; ")
     );
     recorder.ok(Check::Clients, text);
     for warning in clients.warnings(now) {

@@ -10,7 +10,7 @@ use rustls_pki_types::ServerName;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles,
+    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles, NamingConfig,
     PublishConfig, ReadError, RequestHost, ServeArgs, SettingError, TrustSource, access,
     config_file::{
         ClientCertificatesEntry, ClusterEntry, ExpectedName, FilePath, Parsed, PublicHost,
@@ -184,20 +184,26 @@ fn client_certificates(
 ) -> Result<ClientCertificatesConfig, ConfigError> {
     let entry = &section.value;
     let path = |file: &Parsed<FilePath>| source.path(&file.0.0);
-    let config = ClientCertificatesConfig {
-        ca: path(&entry.ca),
-        crl: entry.crl.as_ref().map(path),
-        front_proxy: IdentityFiles {
-            certificate: path(&entry.front_proxy.certificate),
-            key: path(&entry.front_proxy.key),
-        },
-        allow_system: entry.allow_system,
+    let refused = |problem| source.error_at(section, SettingError::cluster(name, problem));
+    let ca = path(&entry.ca);
+    let naming = match (&entry.front_proxy, &entry.impersonate) {
+        (Some(files), None) => NamingConfig::FrontProxy(IdentityFiles {
+            certificate: path(&files.certificate),
+            key: path(&files.key),
+        }),
+        (None, Some(impersonate)) => NamingConfig::Impersonate(path(&impersonate.token_file)),
+        (None, None) | (Some(_), Some(_)) => return Err(refused(NOT_ONE_NAMING)),
     };
     // The front-proxy CA would then issue users, and their keys could name any user to the apiserver.
-    if config.ca == config.front_proxy.certificate {
-        return Err(source.error_at(section, SettingError::cluster(name, SAME_CERTIFICATE)));
+    if matches!(&naming, NamingConfig::FrontProxy(files) if files.certificate == ca) {
+        return Err(refused(SAME_CERTIFICATE));
     }
-    Ok(config)
+    Ok(ClientCertificatesConfig {
+        ca,
+        crl: entry.crl.as_ref().map(path),
+        naming,
+        allow_system: entry.allow_system,
+    })
 }
 
 /// What the section publishes; `None` if that is nothing.
@@ -395,6 +401,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     Ok(Some(url.into_cluster(name, trust, place)))
 }
 
+const NOT_ONE_NAMING: &str = "must name the owners of client certificates in exactly one way; give one of `frontProxy` and `impersonate` in `clientCertificates`";
 const SAME_CERTIFICATE: &str = "has one file as `ca` and as `frontProxy.certificate`; give the CA that issues the certificates of users as `ca`";
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";
 const CONTEXT_ALONE: &str =

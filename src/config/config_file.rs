@@ -95,7 +95,7 @@ pub(super) struct ClusterEntry {
     /// Or: true for the cluster of the pod that the proxy runs in.
     #[serde(default)]
     pub(super) in_cluster: bool,
-    /// Users with client certificates, whom the proxy names to the apiserver as a front proxy.
+    /// Users with client certificates, whom the proxy names to the apiserver.
     #[schemars(with = "Option<ClientCertificatesEntry>")]
     pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
     /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
@@ -140,7 +140,8 @@ pub(super) struct ExecSection {
     pub(super) args: Vec<Parsed<PublicText>>,
 }
 
-/// Which client certificates count, and the certificate with which the proxy names their owners to the apiserver.
+/// Which client certificates count, and how the proxy names their owners to the apiserver: exactly one of `frontProxy` and
+/// `impersonate`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClientCertificatesEntry {
@@ -151,10 +152,21 @@ pub(super) struct ClientCertificatesEntry {
     #[schemars(with = "Option<String>")]
     pub(super) crl: Option<Parsed<FilePath>>,
     /// The certificate of a front proxy, from the CA of `--requestheader-client-ca-file`, and its key.
-    pub(super) front_proxy: CertificateEntry,
+    pub(super) front_proxy: Option<CertificateEntry>,
+    /// Or: a token of the proxy that may impersonate users.
+    pub(super) impersonate: Option<ImpersonateEntry>,
     /// Whether users and groups may have names that begin with `system:`.
     #[serde(default)]
     pub(super) allow_system: bool,
+}
+
+/// The credential with which the proxy impersonates users.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ImpersonateEntry {
+    /// File with the token of a service account, read again when it changes.
+    #[schemars(with = "String")]
+    pub(super) token_file: Parsed<FilePath>,
 }
 
 /// Where an apiserver is and how it is verified.

@@ -146,10 +146,19 @@ pub struct ClientCertificatesConfig {
     pub ca: PathBuf,
     /// PEM, the certificates that these CAs have revoked.
     pub crl: Option<PathBuf>,
-    /// The certificate of the proxy as a front proxy.
-    pub front_proxy: IdentityFiles,
+    /// The files with which the proxy names users.
+    pub naming: NamingConfig,
     /// Whether users and groups may have names that begin with `system:`.
     pub allow_system: bool,
+}
+
+/// How an apiserver is told who the owner of a client certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamingConfig {
+    /// On connections with this certificate of a front proxy.
+    FrontProxy(IdentityFiles),
+    /// By impersonation, with the token in this file.
+    Impersonate(PathBuf),
 }
 
 /// The host that requests ask an apiserver for.

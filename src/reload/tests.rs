@@ -14,7 +14,7 @@ use crate::{
     cidr::AddressList,
     config::{
         Capacity, ClientCertificatesConfig, ClusterConfig, IdentityFiles, Limits, LogConfig,
-        LogFormat, LoggedUser, RequestHost, Timeouts, TrustSource,
+        LogFormat, LoggedUser, NamingConfig, RequestHost, Timeouts, TrustSource,
     },
 };
 
@@ -310,7 +310,7 @@ fn client_ca_that_issued_front_proxy_gives_a_warning() {
     config.clusters[0].client_certificates = Some(ClientCertificatesConfig {
         ca: world.dir.write("users.crt", users.pem()),
         crl: None,
-        front_proxy: IdentityFiles { certificate, key },
+        naming: NamingConfig::FrontProxy(IdentityFiles { certificate, key }),
         allow_system: false,
     });
     let warnings = || {

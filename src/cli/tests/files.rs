@@ -105,6 +105,14 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 6, column 23: cluster `a` has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself",
         ),
         (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c}\n  clientCertificates: {ca: d}\n",
+            "config file DIR/proxy.yaml, line 4, column 23: cluster `a` must name the owners of client certificates in exactly one way; give one of `frontProxy` and `impersonate` in `clientCertificates`",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c}\n  clientCertificates: {ca: d, impersonate: {tokenFile: t}, frontProxy: {certificate: b, key: e}}\n",
+            "config file DIR/proxy.yaml, line 4, column 23: cluster `a` must name the owners of client certificates in exactly one way; give one of `frontProxy` and `impersonate` in `clientCertificates`",
+        ),
+        (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c}\n  clientCertificates: {ca: d, frontProxy: {certificate: d, key: e}}\n",
             "config file DIR/proxy.yaml, line 4, column 23: cluster `a` has one file as `ca` and as `frontProxy.certificate`; give the CA that issues the certificates of users as `ca`",
         ),

@@ -263,7 +263,7 @@ fn start_block_lists_all_facts() {
         admin: Some("127.0.0.1:9090".parse().unwrap()),
         identities: &[&identity],
         clusters: &[(&prod, &trust), (&test, &trust)],
-        front_proxies: &[],
+        namings: &[],
         workers: NonZeroUsize::new(2).unwrap(),
         connections: 354,
         decided_by: ConnectionsBound::OpenFiles(1024),

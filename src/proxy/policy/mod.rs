@@ -259,6 +259,9 @@ pub enum Rejection {
     /// A client certificate that was presented for a host of another cluster, and no token.
     #[error("client certificate for a host of another cluster")]
     CertificateOfOtherHost,
+    /// The client of a certificate names another user, where the proxy itself impersonates the owner of the certificate.
+    #[error("impersonation beside a client certificate")]
+    Impersonation,
     /// Credentials that the apiserver and the proxy could read differently, where access rules look at them.
     #[error("{0}")]
     Credential(CredentialError),
@@ -302,6 +305,7 @@ impl Rejection {
             Self::UpgradeCheck => "upgrade_check",
             Self::Certificate(_) => "client_certificate",
             Self::CertificateOfOtherHost => "certificate_of_other_host",
+            Self::Impersonation => "impersonation",
             Self::Credential(_) => "credential",
             Self::AmbiguousPath => "ambiguous_path",
             Self::PublishedMethod => "published_method",

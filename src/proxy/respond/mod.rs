@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clients::Throttled,
-    upstream::{UploadError, UpstreamError, VerifyError},
+    upstream::{NamingError, UploadError, UpstreamError, VerifyError},
 };
 
 /// The content of an error response.
@@ -150,12 +150,18 @@ fn error_status(error: &Error) -> ErrorStatus {
         Error::RedirectedUpgrade => bad_gateway(
             "the apiserver answered an upgrade request with a redirect, which the proxy does not follow",
         ),
-        Error::FrontProxyExpired => ErrorStatus {
-            // A person has to renew it.
+        Error::Naming(error) => ErrorStatus {
+            // A person has to fix it.
             retry_after: None,
-            ..unavailable(
-                "the front-proxy certificate of this proxy has expired; its operator must renew it, and until then a token works",
-            )
+            ..unavailable(match error {
+                NamingError::FrontProxyExpired => {
+                    "the front-proxy certificate of this proxy has expired; its operator must renew it, and until then a token works"
+                }
+                NamingError::NoToken => {
+                    "this proxy has no token with which it could impersonate the owner of the client certificate; its operator must \
+                     fix the token file, and until then a token of your own works"
+                }
+            })
         },
     }
 }
@@ -354,6 +360,12 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "MisdirectedRequest",
             "the client certificate was presented for another host name, and counts only for requests to that one; \
              open another connection for this host name",
+        ),
+        Rejection::Impersonation => ErrorStatus::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            "the request has a client certificate, whose owner this proxy impersonates, so it cannot impersonate another user; \
+             remove `--as`, `--as-group` and `--as-uid`, or use a token",
         ),
         Rejection::Throttled(throttled) => over_budget(throttled),
         Rejection::Credential(CredentialError::RepeatedAuthorization) => {
