@@ -217,10 +217,7 @@ fn apiserver_sees_no_user_with_an_unsafe_name() {
             unseen.push(name);
         }
     }
-    for (number, user) in ["jane doe", "émile", "CN=x,O=y", "%41"]
-        .into_iter()
-        .enumerate()
-    {
+    for (number, user) in SAFE_NAMES.into_iter().enumerate() {
         let name = format!("safe-{number}");
         let credential = users.credential(&users.ca.client(user, &[user]), &name);
         users.get(&suite, &credential, &name, &[]);
@@ -230,3 +227,6 @@ fn apiserver_sees_no_user_with_an_unsafe_name() {
     }
     assert_unseen(&suite, &unseen);
 }
+
+/// Names of users and groups that arrive as they are.
+pub(crate) const SAFE_NAMES: [&str; 4] = ["jane doe", "émile", "CN=x,O=y", "%41"];
