@@ -13,7 +13,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 17] {
+pub fn targets() -> [Target; 18] {
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
     let [
         headers,
@@ -43,5 +43,6 @@ pub fn targets() -> [Target; 17] {
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),
+        ("manifests", crate::translate::fuzz),
     ]
 }

@@ -63,8 +63,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "process",
             "reload",
             "telemetry",
+            "translate",
         ],
     ),
+    ("translate", &["config", "kubeconfig_document"]),
     (
         "check",
         &[
@@ -94,7 +96,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "fuzz",
-        &["downstream", "http1", "proxy", "transport", "upstream"],
+        &[
+            "downstream",
+            "http1",
+            "proxy",
+            "translate",
+            "transport",
+            "upstream",
+        ],
     ),
     ("bench", &["http1", "proxy"]),
     (

@@ -51,7 +51,7 @@ pub use listen::{Admission, ListenConfig, PeerPolicy};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
-pub(crate) use yaml::load as load_yaml;
+pub(crate) use yaml::{load as load_yaml, manifest_documents, manifest_text, position};
 
 /// The checked configuration of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -47,6 +47,7 @@ mod sockets;
 mod spoofing;
 mod streams;
 mod tls;
+mod translated;
 mod tunnels;
 mod upgrades;
 mod watch_ends;

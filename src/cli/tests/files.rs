@@ -126,11 +126,11 @@ fn bad_config_files() {
         ),
         (
             "apiVersion: projectcontour.io/v1\nkind: HTTPProxy\n",
-            "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy",
+            "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or translate an HTTPProxy, an Ingress or a route with `kube-tls-proxy translate`",
         ),
         (
             "kind: Config\n",
-            "config file DIR/proxy.yaml, line 1, column 1: `kind` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy",
+            "config file DIR/proxy.yaml, line 1, column 1: `kind` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or translate an HTTPProxy, an Ingress or a route with `kube-tls-proxy translate`",
         ),
         (
             GARBAGE,
