@@ -333,6 +333,11 @@ const FORBIDDEN: &[(&str, Option<&str>, &str)] = &[
         Some("upstream/tls.rs"),
         "verification has one place",
     ),
+    (
+        ".bearer()",
+        Some("upstream/user_naming.rs"),
+        "the proxy's token leaves only together with a user",
+    ),
     ("KeyLogFile", None, "session keys never leave the process"),
     (
         "enable_secret_extraction",

@@ -254,6 +254,48 @@ pub enum SettingError {
     NotABool,
     #[error("host `{host}` is already listed for cluster `{first}`; remove one of the two")]
     DuplicateHost { host: String, first: String },
+    #[error("directory {}", quote::path(path))]
+    ClusterDirectory {
+        path: PathBuf,
+        #[source]
+        source: ReadError,
+    },
+    #[error(
+        "{} is not a directory; give the directory in which the kubeconfigs are",
+        quote::path(path)
+    )]
+    NotADirectory { path: PathBuf },
+    #[error(
+        "directory {} has more than {max} kubeconfigs; check the path, or spread the clusters over several proxies",
+        quote::path(path)
+    )]
+    ManyClusterFiles { path: PathBuf, max: usize },
+    #[error(
+        "the name of the file cannot be that of a cluster; use letters, digits and `-`, as in prod-eu.yaml"
+    )]
+    ClusterFileName,
+    #[error(
+        "there is already a cluster `{cluster}` ({place}); rename this file, or remove one of the two"
+    )]
+    ClusterNameTaken { cluster: String, place: String },
+    #[error(
+        "host `{host}` of this file belongs to cluster `{cluster}`, which has `{pattern}` ({place}); rename this file, or remove the other host"
+    )]
+    ClusterHostTaken {
+        host: String,
+        pattern: String,
+        cluster: String,
+        place: String,
+    },
+    #[error(
+        "path prefix `{prefix}` overlaps with `{other}` of cluster `{cluster}` ({place}); choose one that lies neither below nor above it"
+    )]
+    PrefixTaken {
+        prefix: String,
+        other: String,
+        cluster: String,
+        place: String,
+    },
     #[error("{problem}")]
     Access { problem: &'static str },
     #[error("the `name` of the cluster is empty; give it a short one for the logs")]

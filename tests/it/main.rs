@@ -19,6 +19,7 @@ mod authority;
 mod balancers;
 mod binary;
 mod certificates;
+mod directory;
 mod drain;
 mod early_responses;
 mod endpoints;
@@ -38,6 +39,7 @@ mod logs;
 #[cfg(target_os = "linux")]
 mod memory;
 mod passthrough;
+mod prefixes;
 mod published;
 mod reloading;
 mod retry;
