@@ -66,8 +66,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "process",
             "reload",
             "telemetry",
+            "translate",
         ],
     ),
+    ("translate", &["config", "kubeconfig_document"]),
     (
         "check",
         &[
@@ -98,7 +100,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "fuzz",
-        &["downstream", "http1", "proxy", "transport", "upstream"],
+        &[
+            "downstream",
+            "http1",
+            "proxy",
+            "translate",
+            "transport",
+            "upstream",
+        ],
     ),
     ("bench", &["http1", "proxy"]),
     (
@@ -327,6 +336,11 @@ const FORBIDDEN: &[(&str, Option<&str>, &str)] = &[
         ".dangerous()",
         Some("upstream/tls.rs"),
         "verification has one place",
+    ),
+    (
+        ".bearer()",
+        Some("upstream/user_naming.rs"),
+        "the proxy's token leaves only together with a user",
     ),
     ("KeyLogFile", None, "session keys never leave the process"),
     (

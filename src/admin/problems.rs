@@ -38,6 +38,7 @@ pub(super) fn problems(
             "the last reload failed, and the previous configuration stays in use: {failure}"
         ));
     }
+    found.extend(report.material.cluster_problems.iter().cloned());
     responses(report, minute, &mut found);
     let (handshakes, failed) = minute.handshakes();
     if failed >= MIN_RATE && failed > handshakes * MAX_FAILED_HANDSHAKES {

@@ -156,6 +156,14 @@ impl Sources {
             &metrics::LAST_RELOAD_SUCCESSFUL,
             flag(report.failure.is_none()),
         );
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "the values of an exposition are floats"
+        )]
+        number(
+            &metrics::UNUSABLE_CLUSTER_FILES,
+            report.material.cluster_problems.len() as f64,
+        );
         number(&metrics::LAST_RELOAD, unix_seconds(report.changed));
         number(
             &metrics::DRAINING,

@@ -113,7 +113,7 @@ impl Reloader {
     ///
     /// When TLS cannot be set up, or an inherited socket has no entry in the configuration.
     pub fn new(
-        config: Config,
+        mut config: Config,
         material: Material,
         inherited: &[SocketAddr],
         now: SystemTime,
@@ -121,7 +121,8 @@ impl Reloader {
         let listen = sockets(&config, inherited)?;
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
-        let clusters = build_clusters(&material, None, &mut labels)?;
+        config.clusters = material.cluster_configs();
+        let clusters = build_clusters(&config, &material, None, &mut labels)?;
         let namings = build_namings(&material, &clusters, None);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
@@ -273,7 +274,9 @@ impl Reloader {
     ) -> Result<Option<Snapshot>, FailedReload> {
         let content = ContentHash::new(&self.files);
         let has_expired = self.valid_until.is_some_and(|until| now > until);
-        if self.loaded == Some(content) && !has_expired && self.report.failure.is_none() {
+        let is_complete =
+            self.report.failure.is_none() && self.report.material.cluster_problems.is_empty();
+        if self.loaded == Some(content) && !has_expired && is_complete {
             return Ok(None);
         }
         self.load(source, now, content)
@@ -286,10 +289,11 @@ impl Reloader {
         now: SystemTime,
         content: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
-        let config = source()?;
+        let mut config = source()?;
         let material = Material::reload(&config, now, &self.report.material)?;
+        config.clusters = material.cluster_configs();
         let mut labels = self.labels.clone();
-        let clusters = build_clusters(&material, Some(self), &mut labels)?;
+        let clusters = build_clusters(&config, &material, Some(self), &mut labels)?;
         self.labels = labels;
         let namings = build_namings(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()
@@ -311,6 +315,7 @@ impl Reloader {
         }
         self.compare_with_start(&config);
         self.log_new_warnings(&config);
+        self.log_cluster_problems(&material);
         self.replace_lists(&config.listen);
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
@@ -332,6 +337,18 @@ impl Reloader {
         let warnings = config.warnings.iter();
         for warning in warnings.filter(|warning| !known.contains(warning)) {
             warn!(warning, "configuration warning");
+        }
+    }
+
+    /// Logs each problem of a file of the directory once, and the end of the last one.
+    fn log_cluster_problems(&self, new: &Material) {
+        let known = &self.report.material.cluster_problems;
+        let problems = new.cluster_problems.iter();
+        for problem in problems.filter(|problem| !known.contains(problem)) {
+            error!(error = problem, "cluster file is unusable");
+        }
+        if new.cluster_problems.is_empty() && !known.is_empty() {
+            info!("every cluster file is usable again");
         }
     }
 
@@ -376,7 +393,7 @@ impl Reloader {
         routes.set_logged_user(self.config.log.user);
         let certificates = self.client_certificates();
         let configured = clusters.iter().zip(&material.clusters);
-        let mut terminated = Vec::new();
+        let (mut terminated, mut unhosted) = (Vec::new(), Vec::new());
         // First, so that a passthrough host is never terminated because a certificate has its name.
         let publications = material.publications.iter();
         for (((cluster, (config, _)), certificates), publication) in
@@ -389,19 +406,31 @@ impl Reloader {
             };
             let route = Arc::new(route);
             for host in &config.hosts {
-                routes.add(host.as_ref(), &route);
+                match &config.public_prefix {
+                    Some(prefix) => routes.add_below(host, prefix, &route),
+                    None => routes.add(host, &route),
+                }
+            }
+            if let (Some(prefix), true) = (&config.public_prefix, config.hosts.is_empty()) {
+                unhosted.push((prefix, Arc::clone(&route)));
             }
             if !cluster.is_passthrough() {
                 terminated.push(route);
             }
         }
-        // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-        // belongs to which cluster. A passthrough cluster has only its `hosts`.
-        if let [only] = terminated.as_slice() {
+        // With one cluster, every name in the certificates routes to it. With several, or a directory, only `hosts` says
+        // which name belongs to which cluster. A passthrough cluster has only its `hosts`.
+        if let (Some(_), [only]) = (self.config.sole_cluster(), terminated.as_slice()) {
             for name in material.identities.iter().flat_map(Identity::names) {
                 routes.add(name, only);
             }
             routes.set_sole(only);
+        }
+        // A name that is the host of one cluster stays with it.
+        for name in material.identities.iter().flat_map(Identity::names) {
+            for (prefix, route) in &unhosted {
+                routes.add_below(name, prefix, route);
+            }
         }
         let mut sources = self.config.identities.iter();
         let is_acme = sources.any(|source| source.acme().is_some());

@@ -2,6 +2,7 @@
 
 mod access;
 mod acme;
+mod directory;
 mod documents;
 mod files;
 mod kubeconfigs;
@@ -116,12 +117,15 @@ fn flags_alone_give_defaults() {
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
                 request_host: RequestHost::Client,
+                file: None,
+                public_prefix: None,
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
                 access: Vec::new(),
                 publish: None,
             }],
+            directory: None,
             limits: Limits {
                 connections: 327,
                 handshakes: 3 * 2 * 64,
@@ -394,6 +398,8 @@ clusters:
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
             request_host: RequestHost::Client,
+            file: None,
+            public_prefix: None,
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
@@ -410,6 +416,8 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("y"),
             request_host: RequestHost::Upstream,
+            file: None,
+            public_prefix: None,
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
@@ -426,6 +434,8 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
             request_host: RequestHost::Client,
+            file: None,
+            public_prefix: None,
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
