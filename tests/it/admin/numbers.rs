@@ -3,7 +3,10 @@
 use std::future::pending;
 
 use http::Request;
-use kube_tls_proxy::metrics::{FAMILIES, MetricKind};
+use kube_tls_proxy::{
+    config::{AcmeConfig, CertificateSource},
+    metrics::{FAMILIES, MetricKind},
+};
 use standin::tcp;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
@@ -217,7 +220,7 @@ async fn handshakes_and_limits_are_counted() {
 async fn exposition_matches_the_metrics_reference() {
     let world = World::new();
     let upstream = world.apiserver().http(api).start().await;
-    // With client certificates and access rules, whose families other proxies leave out.
+    // With client certificates, access rules and ACME, whose families other proxies leave out.
     let cas = Authorities::new();
     let mut section = cas.section(&world);
     let in_an_hour = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
@@ -225,12 +228,25 @@ async fn exposition_matches_the_metrics_reference() {
     section.crl = Some(world.dir.write("users.crl", list));
     let proxy = world.proxy(upstream.address()).admin();
     let proxy = proxy.cluster(|cluster| cluster.client_certificates = Some(section));
-    let proxy = with_rules(proxy, "  - deny: {verbs: [create]}\n  - allow: {}").start();
+    let mut proxy = with_rules(proxy, "  - deny: {verbs: [create]}\n  - allow: {}");
+    let acme = AcmeConfig {
+        names: vec!["acme.test".into()],
+        email: None,
+        // Nothing listens there.
+        directory: "https://127.0.0.1:1/dir".into(),
+        directory_ca: None,
+        external_account: None,
+        profile: None,
+        store: world.dir.path().join("store"),
+    };
+    proxy.config.identities.push(CertificateSource::Acme(acme));
+    let proxy = proxy.start();
     let client = proxy.client().http2().await;
     client.get("https://kube.test/api/v1/pods").await.unwrap();
     client.get("https://other.test/").await.unwrap();
+    let order = "acme_orders_total{name=\"acme.test\",result=\"failed\"}";
     let of_request = "requests_total{cluster=\"test\",verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"h2\"}";
-    let scrape = wait_for_numbers(proxy.admin(), &[(of_request, 1.0)]).await;
+    let scrape = wait_for_numbers(proxy.admin(), &[(of_request, 1.0), (order, 1.0)]).await;
     for family in FAMILIES {
         let labels: Vec<&str> = family.labels.iter().map(|(name, _)| *name).collect();
         let sample = match family.kind {
