@@ -188,7 +188,7 @@ impl View {
                 ClusterView {
                     name: cluster.name().to_owned(),
                     url: config.url(),
-                    hosts: config.hosts.clone(),
+                    hosts: config.public_names(),
                     passthrough: config.passthrough,
                     requests_per_second: requests.iter().sum(),
                     server_errors_per_second: of_class(&requests, CodeClass::ServerError),

@@ -12,15 +12,15 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, oneshot, watch},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{StartBlock, systemd};
 use crate::{
     app::{App, AppError, FastStop},
     config::{self, Environment, LogFormat, ServeArgs},
     pki::UtcDate,
-    process,
-    reload::ReloadReport,
+    process, quote,
+    reload::{NamingMaterial, ReloadReport},
     telemetry::{self, LiveFilter},
 };
 
@@ -227,16 +227,16 @@ fn report_start(app: &App) {
         .iter()
         .map(|(cluster, trust)| (cluster, trust))
         .collect();
-    let front_proxies: Vec<_> = material
+    let namings: Vec<_> = material
         .clients()
-        .map(|(cluster, clients)| (cluster, &clients.front_proxy))
+        .map(|(cluster, clients)| (cluster, &clients.naming))
         .collect();
     let block = StartBlock {
         listening: app.addresses(),
         admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,
-        front_proxies: &front_proxies,
+        namings: &namings,
         workers: config.workers,
         connections: config.limits.connections,
         decided_by: config.capacity.decided_by,
@@ -252,6 +252,9 @@ fn report_start(app: &App) {
     }
     for warning in &config.warnings {
         warn!(warning, "configuration warning");
+    }
+    for problem in &material.cluster_problems {
+        error!(error = problem, "cluster file is unusable");
     }
     for warning in material.warnings(block.now) {
         warn!(warning, "certificate warning");
@@ -288,7 +291,7 @@ fn log_certificates(block: &StartBlock<'_>) {
             cluster = cluster.name,
             url = %cluster.url(),
             expected_name = %cluster.expected_name.to_str(),
-            hosts = Some(cluster.hosts.join(", ")).filter(|hosts| !hosts.is_empty()),
+            hosts = Some(cluster.public_names().join(", ")).filter(|hosts| !hosts.is_empty()),
             passthrough = cluster.passthrough.then_some(true),
             "cluster in use"
         );
@@ -302,14 +305,23 @@ fn log_certificates(block: &StartBlock<'_>) {
             );
         }
     }
-    for (cluster, identity) in block.front_proxies {
-        let leaf = identity.summary();
-        info!(
-            cluster = cluster.name,
-            subject = leaf.subject,
-            not_after = %UtcDate(leaf.not_after),
-            sha256 = leaf.sha256,
-            "front-proxy certificate in use"
-        );
+    for (cluster, naming) in block.namings {
+        match naming {
+            NamingMaterial::FrontProxy(identity) => {
+                let leaf = identity.summary();
+                info!(
+                    cluster = cluster.name,
+                    subject = leaf.subject,
+                    not_after = %UtcDate(leaf.not_after),
+                    sha256 = leaf.sha256,
+                    "front-proxy certificate in use"
+                );
+            }
+            NamingMaterial::Token(token) => info!(
+                cluster = cluster.name,
+                file = %quote::path(token.path()),
+                "impersonation token in use"
+            ),
+        }
     }
 }

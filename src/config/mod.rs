@@ -8,6 +8,7 @@ mod args;
 mod capacity;
 mod clusters;
 mod config_file;
+mod directory;
 mod environment;
 mod error;
 mod excerpt;
@@ -39,6 +40,8 @@ pub use access::{
 pub use args::ServeArgs;
 pub use capacity::{Capacity, ConnectionsBound};
 pub use config_file::schema;
+pub(crate) use directory::Listing;
+pub use directory::{ClusterDirectory, PublicSide, UnusableCluster};
 pub use environment::{Environment, has_no_colours};
 pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use excerpt::Excerpt;
@@ -51,12 +54,12 @@ pub use listen::{Admission, ListenConfig, PeerPolicy};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
-pub(crate) use yaml::load as load_yaml;
+pub(crate) use yaml::{load as load_yaml, manifest_documents, manifest_text, position};
 
 /// The checked configuration of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The files that this configuration comes from: the configuration file and kubeconfigs.
+    /// The files that this configuration comes from: the configuration file, kubeconfigs, and their directory.
     pub sources: Vec<PathBuf>,
     /// Addresses to listen on, and which peers may connect to each of them.
     pub listen: Vec<ListenConfig>,
@@ -68,8 +71,10 @@ pub struct Config {
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.
     pub identities: Vec<IdentityFiles>,
-    /// The apiservers, by public host name; never empty.
+    /// The apiservers, by public host name; empty only if the directory is.
     pub clusters: Vec<ClusterConfig>,
+    /// The directory that some of them come from; `None` if there is none.
+    pub directory: Option<ClusterDirectory>,
     /// How much may be used.
     pub limits: Limits,
     /// What the machine allows.
@@ -100,9 +105,14 @@ pub struct IdentityFiles {
 pub struct ClusterConfig {
     /// Its name in log lines.
     pub name: String,
+    /// The kubeconfig that it comes from, if that is one of the directory.
+    pub file: Option<PathBuf>,
     /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
     /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
+    /// The path below these hosts that leads to it, such as `/clusters/prod`, removed before the apiserver sees it. `None`:
+    /// each of its hosts leads to it alone. With it and without hosts, the names in the certificates lead to it.
+    pub public_prefix: Option<String>,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
     /// TCP port of the apiserver.
@@ -129,6 +139,18 @@ pub struct ClusterConfig {
     pub client_certificates: Option<ClientCertificatesConfig>,
 }
 
+impl Config {
+    /// The only cluster whose requests the proxy sees, to which every name in the certificates leads. Beside a
+    /// directory there is none: requests for a cluster whose file is gone would go to the one that is left.
+    #[must_use]
+    pub fn sole_cluster(&self) -> Option<&ClusterConfig> {
+        let mut terminated = self.clusters.iter().filter(|cluster| !cluster.passthrough);
+        let sole = terminated.next().filter(|_| self.directory.is_none());
+        let sole = sole.filter(|sole| sole.public_prefix.is_none());
+        sole.filter(|_| terminated.next().is_none())
+    }
+}
+
 /// The kubeconfig that everyone may read at `/.well-known/kubeconfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PublishConfig {
@@ -146,10 +168,19 @@ pub struct ClientCertificatesConfig {
     pub ca: PathBuf,
     /// PEM, the certificates that these CAs have revoked.
     pub crl: Option<PathBuf>,
-    /// The certificate of the proxy as a front proxy.
-    pub front_proxy: IdentityFiles,
+    /// The files with which the proxy names users.
+    pub naming: NamingConfig,
     /// Whether users and groups may have names that begin with `system:`.
     pub allow_system: bool,
+}
+
+/// How an apiserver is told who the owner of a client certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamingConfig {
+    /// On connections with this certificate of a front proxy.
+    FrontProxy(IdentityFiles),
+    /// By impersonation, with the token in this file.
+    Impersonate(PathBuf),
 }
 
 /// The host that requests ask an apiserver for.
@@ -181,6 +212,17 @@ impl ClusterConfig {
         let (host, port) = (url_host(&self.upstream_host), self.upstream_port);
         let prefix = quote::path(self.path_prefix.as_ref());
         format!("https://{host}:{port}{prefix}")
+    }
+
+    /// Its hosts, each with the prefix if there is one.
+    #[must_use]
+    pub fn public_names(&self) -> Vec<String> {
+        let prefix = self.public_prefix.as_deref().unwrap_or_default();
+        if self.hosts.is_empty() && !prefix.is_empty() {
+            return vec![prefix.to_owned()];
+        }
+        let hosts = self.hosts.iter();
+        hosts.map(|host| format!("{host}{prefix}")).collect()
     }
 
     /// Host and port of the URL, as a `Host` header has them.

@@ -146,6 +146,8 @@ families! {
         "Reloads of configuration, certificates, keys and CAs.";
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []
         "1 if the last reload succeeded, 0 if it failed and the previous configuration stays in use.";
+    UNUSABLE_CLUSTER_FILES = Gauge "kube_tls_proxy_unusable_cluster_files" []
+        "Files of the directory of clusters that cannot be used: their clusters keep the last good state, or are left out.";
     LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_timestamp_seconds" []
         "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"
@@ -166,7 +168,8 @@ families! {
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `denied`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
-            `unprocessed`, `lost`, `upload`, `protocol`, `front_proxy` (its certificate has expired)"]
+            `unprocessed`, `lost`, `upload`, `protocol`, `front_proxy` (its certificate has expired), \
+            `impersonation_token` (it cannot be used)"]
         "Error responses of the proxy itself, in place of a response of the apiserver. A passthrough connection that no apiserver accepts counts too; it is closed.";
     ACCESS_DENIED = Counter "kube_tls_proxy_access_denied_total"
         ["cluster": CLUSTERS, "rule": "the number of the rule in the configuration, or `none` if no rule allows the request"]

@@ -117,8 +117,8 @@ impl ClientConnection {
 }
 
 /// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
-/// credentials, access rules, `X-Forwarded-For` of a proxy in front, and client certificates.
-pub(crate) const FUZZ: [fn(&[u8]); 8] = [
+/// credentials, access rules, `X-Forwarded-For` of a proxy in front, client certificates, and path prefixes.
+pub(crate) const FUZZ: [fn(&[u8]); 9] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
@@ -127,6 +127,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 8] = [
     access::fuzz,
     request_client::fuzz,
     identity::fuzz,
+    policy::fuzz_prefixes,
 ];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
@@ -154,11 +155,20 @@ pub(crate) fn close_after<B>(response: &mut Response<B>) {
 pub async fn handle(
     routes: &Routes,
     downstream: &ClientConnection,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
     rejection: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
-    let expected = ExpectedResponse::new(&request);
+    let below = if routes.has_prefixes() {
+        let names = ConnectionNames::new(downstream);
+        policy::take_prefix(&mut request, routes, names)
+    } else {
+        None
+    };
+    let mut expected = ExpectedResponse::new(&request);
+    if matches!(below, Some(Err(Rejection::NoSuchPrefix))) {
+        expected.reader = Reader::below_unknown_prefix(&request);
+    }
     let named = routes
         .trusted_proxies()
         .and_then(|trusted| RequestClient::new(trusted, downstream, request.headers()));
@@ -166,7 +176,7 @@ pub async fn handle(
     let result = match rejection {
         Some(rejection) => Err(rejection.into()),
         // On the heap: the memory of `forward` is freed before the response body is sent.
-        None => Box::pin(forward(routes, downstream, request, &mut log)).await,
+        None => Box::pin(forward(routes, downstream, request, below, &mut log)).await,
     };
     let mut client_left = false;
     let mut response = result.unwrap_or_else(|error| {
@@ -228,19 +238,18 @@ impl ExpectedResponse {
     }
 }
 
-/// Sends the request to the apiserver, and returns the response.
+/// Sends the request to the apiserver, and returns the response. `below` is what its path has named, if its host has
+/// clusters by path.
 async fn forward(
     routes: &Routes,
     downstream: &ClientConnection,
     request: Request<RequestBody>,
+    below: Option<Result<Arc<Route>, Rejection>>,
     log: &mut AccessLog,
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
-    let names = ConnectionNames {
-        sni: downstream.sni.as_deref(),
-        local: downstream.local,
-    };
-    let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
+    let names = ConnectionNames::new(downstream);
+    let admitted = policy::admit(&head, routes, &downstream.limits, names, below)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
     if let Some(kubeconfig) = &admitted.route.published
@@ -248,7 +257,7 @@ async fn forward(
     {
         return published::respond(kubeconfig, &head, &admitted, downstream, log);
     }
-    let user = identity::authenticate(&admitted.route, downstream, &head)?;
+    let (user, right) = identity::authenticate(&admitted.route, downstream, &head)?.unzip();
     if let Some(rules) = &admitted.route.access {
         let client = log.peers().client.ip();
         let credential = match &user {
@@ -281,11 +290,9 @@ async fn forward(
         }
         None => end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials),
     };
-    let request = match (&user, &admitted.route.certificates) {
-        (Some(user), Some(certificates)) => {
-            UpstreamRequest::for_user(certificates.front_proxy(), &user.fields, head)
-        }
-        (Some(_) | None, _) => UpstreamRequest::from_client(cluster, head),
+    let request = match user.as_ref().zip(right) {
+        Some((user, right)) => UpstreamRequest::for_user(cluster, right, &user.fields, head),
+        None => UpstreamRequest::from_client(cluster, head),
     };
     let sent = match admitted.upgrade {
         // On the heap, so that the future of every other request stays smaller.
@@ -297,8 +304,8 @@ async fn forward(
     place.answered(client.as_deref(), check, status);
     let verified = end_user::verified(claimed, logged, status, response.headers());
     log.set_user(verified);
-    if let Some(user) = &user {
-        user.answered(downstream, cluster.name(), &mut response);
+    if let (Some(_), Some(certificates)) = (&user, &admitted.route.certificates) {
+        certificates.answered(downstream, cluster.name(), &mut response);
     }
     let problem = hints::explain(&mut response, check.has_credential(), downstream.hints);
     log.set_credential_problem(problem);

@@ -110,6 +110,7 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
 /// place of the URL is only for messages.
 fn is_same(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     *old == ClusterConfig {
+        file: old.file.clone(),
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
         access: old.access.clone(),

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{ClientMaterial, Material, ReloadReport, Reloader};
+use super::{ClientMaterial, Material, NamingMaterial, ReloadReport, Reloader};
 use crate::{
-    config::{ClusterConfig, RequestHost, TrustSource},
+    config::{ClusterConfig, Config, RequestHost, TrustSource},
     metrics::ClusterLabels,
     pki::{ClientIdentity, Identity, TrustAnchors},
-    upstream::{ClientTls, Cluster, Endpoints, FrontProxy},
+    upstream::{ClientTls, Cluster, Endpoints, FrontProxy, Impersonator, UserNaming},
 };
 
 /// The clusters of a new snapshot. A cluster that has not changed since `old` is taken from there, with its leases.
@@ -16,6 +16,7 @@ use crate::{
 ///
 /// When a cluster has no trust anchor.
 pub(super) fn build_clusters(
+    config: &Config,
     material: &Material,
     old: Option<&Reloader>,
     labels: &mut ClusterLabels,
@@ -42,10 +43,11 @@ pub(super) fn build_clusters(
             // The configuration has checked host and port, so they are an authority.
             RequestHost::Upstream => cluster.authority().parse().ok(),
         };
-        // With several clusters, the names in the certificates lead to none.
+        // With several clusters, the names in the certificates lead only to those with prefixes.
         let names = material.identities.iter().flat_map(Identity::names);
-        let is_only = !cluster.passthrough && material.terminated().count() == 1;
-        let probe_host = cluster.own_request_host(names.filter(|_| is_only));
+        let has_names = config.sole_cluster() == Some(cluster)
+            || cluster.public_prefix.is_some() && cluster.hosts.is_empty();
+        let probe_host = cluster.own_request_host(names.filter(|_| has_names));
         let built = Cluster::new(label, prefix, endpoints, tls).with_hosts(authority, probe_host);
         clusters.push(Arc::new(if cluster.passthrough {
             built.passed_through()
@@ -56,26 +58,35 @@ pub(super) fn build_clusters(
     Ok(clusters)
 }
 
-/// The front proxy of each cluster that uses client certificates. One whose cluster and certificate have not changed
-/// since `old` is taken from there, with its leases.
-pub(super) fn build_front_proxies(
+/// How users are named to each cluster that uses client certificates. A front proxy whose cluster and certificate have not
+/// changed since `old` is taken from there, with its leases.
+pub(super) fn build_namings(
     material: &Material,
     clusters: &[Arc<Cluster>],
     old: Option<&Reloader>,
-) -> Vec<Option<Arc<FrontProxy>>> {
+) -> Vec<Option<UserNaming>> {
     let same = |cluster: &Arc<Cluster>, identity: &ClientIdentity| {
         let old = old?;
-        let clusters = old.report.clusters.iter().zip(&old.front_proxies);
+        let clusters = old.report.clusters.iter().zip(&old.namings);
         let mut same = clusters.filter(|(old, _)| Arc::ptr_eq(old, cluster));
-        same.find_map(|(_, front_proxy)| {
-            (front_proxy.clone()).filter(|front_proxy| front_proxy.presents(identity))
+        same.find_map(|(_, naming)| match naming {
+            Some(UserNaming::FrontProxy(known)) if known.presents(identity) => {
+                Some(Arc::clone(known))
+            }
+            Some(UserNaming::FrontProxy(_) | UserNaming::Impersonator(_)) | None => None,
         })
     };
     let certificates = material.client_certificates.iter();
     let build = |(cluster, certificates): (&Arc<Cluster>, &Option<ClientMaterial>)| {
-        let identity = &certificates.as_ref()?.front_proxy;
-        let kept = same(cluster, identity);
-        Some(kept.unwrap_or_else(|| Arc::new(FrontProxy::new(cluster, identity))))
+        Some(match &certificates.as_ref()?.naming {
+            NamingMaterial::FrontProxy(identity) => {
+                let kept = same(cluster, identity);
+                let front_proxy =
+                    kept.unwrap_or_else(|| Arc::new(FrontProxy::new(cluster, identity)));
+                UserNaming::FrontProxy(front_proxy)
+            }
+            NamingMaterial::Token(token) => UserNaming::Impersonator(Impersonator::new(token)),
+        })
     };
     clusters.iter().zip(certificates).map(build).collect()
 }
@@ -121,16 +132,23 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name, CA, access rules, client certificates and the
-/// place of the URL.
+/// Whether two clusters differ at most in public hosts and prefix, expected name, CA, access rules, published
+/// kubeconfig, client certificates, and the places of the URL and of the cluster.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
+    // First, because each of many clusters is compared with all others.
+    if old.name != new.name {
+        return false;
+    }
     let new = ClusterConfig {
+        file: old.file.clone(),
         hosts: old.hosts.clone(),
+        public_prefix: old.public_prefix.clone(),
         expected_name: old.expected_name.clone(),
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
         client_certificates: old.client_certificates.clone(),
         access: old.access.clone(),
+        publish: old.publish.clone(),
         ..new.clone()
     };
     *old == new

@@ -1,15 +1,21 @@
 //! Reads and checks the files of a snapshot, and hashes their content.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{cmp::Ordering, path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
 use super::publish::Publication;
 use crate::{
-    config::{ClientCertificatesConfig, ClusterConfig, Config, TrustSource, read_file},
-    pki::{
-        ClientCa, ClientIdentity, Identity, PkiError, PkiFileError, TrustAnchors, uncovered_hosts,
+    config::{
+        ClientCertificatesConfig, ClusterConfig, Config, Listing, NamingConfig, PublicSide,
+        ReadError, TrustSource, UnusableCluster, read_file,
     },
+    pki::{
+        ClientCa, ClientIdentity, Identity, PkiError, PkiFileError, TokenFile, TrustAnchors,
+        uncovered_hosts,
+    },
+    quote,
+    text::error_chain,
 };
 
 /// The certificates, keys and CAs of a snapshot.
@@ -19,6 +25,8 @@ pub struct Material {
     pub identities: Vec<Identity>,
     /// Each cluster and its trust anchors.
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
+    /// What is wrong with files of the directory of clusters, as sentences that end with the fix.
+    pub cluster_problems: Vec<String>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
     pub(super) client_certificates: Vec<Option<ClientMaterial>>,
     /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
@@ -30,8 +38,76 @@ pub struct Material {
 pub struct ClientMaterial {
     /// The CAs that issue them, and what these have revoked.
     pub ca: Arc<ClientCa>,
-    /// The certificate with which the proxy names their owners to the apiserver.
-    pub front_proxy: ClientIdentity,
+    /// The credential with which the proxy names their owners to the apiserver.
+    pub naming: NamingMaterial,
+}
+
+/// The credential with which the proxy names users to an apiserver.
+#[derive(Debug)]
+pub enum NamingMaterial {
+    /// The certificate of a front proxy.
+    FrontProxy(Box<ClientIdentity>),
+    /// A token that may impersonate users.
+    Token(Arc<TokenFile>),
+}
+
+impl NamingMaterial {
+    /// Reads and checks the files. A token that cannot be used is no error: it stops only the users of client certificates.
+    fn load(config: &NamingConfig, now: SystemTime) -> Result<Self, PkiError> {
+        Ok(match config {
+            NamingConfig::FrontProxy(files) => {
+                Self::FrontProxy(Box::new(ClientIdentity::load(files, now)?))
+            }
+            NamingConfig::Impersonate(file) => Self::Token(Arc::new(TokenFile::load(file))),
+        })
+    }
+
+    /// Whether both are the same credential. A token file is the same whatever token it has.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::FrontProxy(one), Self::FrontProxy(other)) => one.summary() == other.summary(),
+            (Self::Token(one), Self::Token(other)) => one.path() == other.path(),
+            (Self::FrontProxy(_), Self::Token(_)) | (Self::Token(_), Self::FrontProxy(_)) => false,
+        }
+    }
+
+    /// The certificate of a front proxy.
+    #[must_use]
+    pub fn front_proxy(&self) -> Option<&ClientIdentity> {
+        match self {
+            Self::FrontProxy(identity) => Some(identity.as_ref()),
+            Self::Token(_) => None,
+        }
+    }
+
+    /// The file of a token.
+    #[must_use]
+    pub fn token(&self) -> Option<&Arc<TokenFile>> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::FrontProxy(_) => None,
+        }
+    }
+
+    /// A sentence, if it stops the users of client certificates now.
+    #[must_use]
+    pub fn problem(&self, now: SystemTime) -> Option<String> {
+        match self {
+            Self::FrontProxy(identity) if identity.summary().not_after < now => {
+                identity.warning(now)
+            }
+            Self::FrontProxy(_) => None,
+            Self::Token(token) => token.problem(),
+        }
+    }
+
+    /// A sentence, if it stops these users now or will soon.
+    fn warning(&self, now: SystemTime) -> Option<String> {
+        match self {
+            Self::FrontProxy(identity) => identity.warning(now),
+            Self::Token(token) => token.problem(),
+        }
+    }
 }
 
 impl ClientMaterial {
@@ -44,16 +120,15 @@ impl ClientMaterial {
         let ca = ClientCa::load(&config.ca, config.crl.as_deref(), now)?;
         Ok(Self {
             ca: Arc::new(ca),
-            front_proxy: ClientIdentity::load(&config.front_proxy, now)?,
+            naming: NamingMaterial::load(&config.naming, now)?,
         })
     }
 
-    /// Whether both accept the same certificates, and name their owners with the same one.
+    /// Whether both accept the same certificates, and name their owners with the same credential.
     pub(super) fn are_same(one: &Option<Self>, other: &Option<Self>) -> bool {
         match (one, other) {
             (Some(one), Some(other)) => {
-                one.ca.is_same(&other.ca)
-                    && one.front_proxy.summary() == other.front_proxy.summary()
+                one.ca.is_same(&other.ca) && one.naming.is_same(&other.naming)
             }
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
@@ -65,12 +140,12 @@ impl ClientMaterial {
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = self.ca.anchors().warnings().to_vec();
         warnings.extend(self.ca.revoked().and_then(|lists| lists.problem(now)));
-        warnings.extend(self.front_proxy.warning(now));
-        if self
-            .ca
-            .verify(&self.front_proxy.certified_key().cert, now)
-            .is_ok()
-        {
+        warnings.extend(self.naming.warning(now));
+        let issued = |identity: &ClientIdentity| {
+            let chain = &identity.certified_key().cert;
+            self.ca.verify(chain, now).is_ok()
+        };
+        if self.naming.front_proxy().is_some_and(issued) {
             warnings.push(SAME_CA.to_owned());
         }
         warnings
@@ -87,7 +162,29 @@ impl Material {
         let identities = config.identities.iter().map(|files| {
             Identity::load(files, now).map_err(|error| error.naming_place(&config.sources))
         });
-        Self::of_identities(identities.collect::<Result<_, _>>()?, config, now)
+        Self::with_clusters(identities.collect::<Result<_, _>>()?, config, now, None)
+    }
+
+    fn with_clusters(
+        identities: Vec<Identity>,
+        config: &Config,
+        now: SystemTime,
+        old: Option<&Self>,
+    ) -> Result<Self, PkiError> {
+        let (clusters, cluster_problems) = load_clusters(config, now, old)?;
+        Ok(Self {
+            publications: Publication::load_all(&clusters, &config.sources, &identities, now)?,
+            identities,
+            client_certificates: load_client_certificates(config, &clusters, now, old)?,
+            clusters,
+            cluster_problems,
+        })
+    }
+
+    /// The clusters that are in use: without the unusable ones of the directory, but with their last good state.
+    pub(super) fn cluster_configs(&self) -> Vec<ClusterConfig> {
+        let all = self.clusters.iter();
+        all.map(|(cluster, _)| cluster.clone()).collect()
     }
 
     /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
@@ -111,20 +208,12 @@ impl Material {
             };
             loaded.map_err(|error| error.naming_place(&config.sources))
         });
-        Self::of_identities(identities.collect::<Result<_, _>>()?, config, now)
-    }
-
-    fn of_identities(
-        identities: Vec<Identity>,
-        config: &Config,
-        now: SystemTime,
-    ) -> Result<Self, PkiError> {
-        Ok(Self {
-            clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now)?,
-            publications: Publication::load_all(config, &identities, now)?,
-            identities,
-        })
+        Self::with_clusters(
+            identities.collect::<Result<_, _>>()?,
+            config,
+            now,
+            Some(old),
+        )
     }
 
     /// The earliest expiry of these certificates and CAs that has not passed; `None` if all have expired.
@@ -177,10 +266,9 @@ impl Material {
     #[must_use]
     pub fn client_problems(&self, now: SystemTime) -> Vec<String> {
         let problems = self.clients().flat_map(|(cluster, clients)| {
-            let expired = clients.front_proxy.summary().not_after < now;
-            let front_proxy = expired.then(|| clients.front_proxy.warning(now)).flatten();
+            let naming = clients.naming.problem(now);
             let lists = clients.ca.revoked().and_then(|lists| lists.problem(now));
-            let problems = front_proxy.into_iter().chain(lists);
+            let problems = naming.into_iter().chain(lists);
             problems.map(|problem| format!("{}: {problem}", cluster.name))
         });
         problems.collect()
@@ -192,6 +280,12 @@ impl Material {
         clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)))
     }
 
+    /// The token files with which the proxy impersonates users.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = &Arc<TokenFile>> {
+        let clients = self.client_certificates.iter().flatten();
+        clients.filter_map(|clients| clients.naming.token())
+    }
+
     /// Whether both use the same client certificates.
     pub(super) fn has_same_clients(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.client_certificates, &other.client_certificates);
@@ -200,9 +294,17 @@ impl Material {
     }
 
     /// The clusters whose requests the proxy sees.
-    pub(super) fn terminated(&self) -> impl Iterator<Item = &ClusterConfig> {
+    fn terminated(&self) -> impl Iterator<Item = &ClusterConfig> {
         let all = self.clusters.iter().map(|(cluster, _)| cluster);
         all.filter(|cluster| !cluster.passthrough)
+    }
+
+    /// The cluster of the directory with this name, with this public side.
+    fn last_good(&self, public: &PublicSide) -> Option<(ClusterConfig, TrustAnchors)> {
+        let mut clusters = self.clusters.iter();
+        let (cluster, anchors) =
+            clusters.find(|(old, _)| old.file.is_some() && old.name == public.name)?;
+        Some((public.apply_to(cluster.clone()), anchors.clone()))
     }
 
     /// Whether both present the same certificates.
@@ -218,31 +320,80 @@ impl Material {
     }
 }
 
+/// Each cluster and its trust anchors.
+type TrustedClusters = Vec<(ClusterConfig, TrustAnchors)>;
+
+/// Each cluster and its trust anchors, and what is wrong with files of the directory. Such a file stops no other cluster:
+/// the last good state of its own stays in use, and without one it is left out.
 fn load_clusters(
     config: &Config,
     now: SystemTime,
-) -> Result<Vec<(ClusterConfig, TrustAnchors)>, PkiError> {
-    let load = |cluster: &ClusterConfig| {
-        let anchors = TrustAnchors::load(&cluster.trust, now)
-            .map_err(|error| error.naming_place(&config.sources))?;
-        Ok((cluster.clone(), anchors))
-    };
-    config.clusters.iter().map(load).collect()
+    old: Option<&Material>,
+) -> Result<(TrustedClusters, Vec<String>), PkiError> {
+    let mut clusters = Vec::with_capacity(config.clusters.len());
+    let directory = config.directory.iter();
+    let mut unusable: Vec<_> = directory
+        .flat_map(|directory| directory.unusable.clone())
+        .collect();
+    for cluster in &config.clusters {
+        let loaded = TrustAnchors::load(&cluster.trust, now)
+            .map_err(|error| error.naming_place(&config.sources));
+        match (loaded, &cluster.file) {
+            (Ok(anchors), _) => clusters.push((cluster.clone(), anchors)),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(file)) => unusable.push(UnusableCluster {
+                problem: format!("kubeconfig {}: {}", quote::path(file), error_chain(&error)),
+                public: Some(PublicSide::from_cluster(cluster)),
+            }),
+        }
+    }
+    let mut problems = Vec::with_capacity(unusable.len());
+    for UnusableCluster { problem, public } in unusable {
+        let kept = public.and_then(|public| old?.last_good(&public));
+        problems.push(match &kept {
+            Some((cluster, _)) => {
+                let name = &cluster.name;
+                format!("{name}: the last good state stays in use: {problem}")
+            }
+            None => format!("a cluster is left out: {problem}"),
+        });
+        clusters.extend(kept);
+    }
+    problems.sort_unstable();
+    // Those of the configuration file keep their order.
+    clusters.sort_by(|(one, _), (other, _)| {
+        let by_name = || one.name.cmp(&other.name);
+        let are_files = one.file.is_some().cmp(&other.file.is_some());
+        are_files.then_with(|| one.file.as_ref().map_or(Ordering::Equal, |_| by_name()))
+    });
+    Ok((clusters, problems))
 }
 
+/// Each token file is there once, and one of `old` stays: it is what the snapshot in use reads, and what reloads renew.
 fn load_client_certificates(
     config: &Config,
+    clusters: &[(ClusterConfig, TrustAnchors)],
     now: SystemTime,
+    old: Option<&Material>,
 ) -> Result<Vec<Option<ClientMaterial>>, PkiError> {
-    let sections = config.clusters.iter();
-    let sections = sections.map(|cluster| cluster.client_certificates.as_ref());
-    let load = |section: Option<&ClientCertificatesConfig>| {
-        let loaded = section.map(|section| ClientMaterial::load(section, now));
-        loaded
-            .transpose()
-            .map_err(|error| error.naming_place(&config.sources))
+    let mut tokens: Vec<Arc<TokenFile>> = Vec::new();
+    tokens.extend(old.into_iter().flat_map(Material::tokens).cloned());
+    let mut load = |section: &ClientCertificatesConfig| {
+        let loaded = ClientMaterial::load(section, now);
+        let mut loaded = loaded.map_err(|error| error.naming_place(&config.sources))?;
+        if let NamingMaterial::Token(token) = &mut loaded.naming {
+            match tokens.iter().find(|known| known.path() == token.path()) {
+                Some(known) => *token = Arc::clone(known),
+                None => tokens.push(Arc::clone(token)),
+            }
+        }
+        Ok(loaded)
     };
-    sections.map(load).collect()
+    let sections = clusters.iter();
+    let sections = sections.map(|(cluster, _)| cluster.client_certificates.as_ref());
+    sections
+        .map(|section| section.map(&mut load).transpose())
+        .collect()
 }
 
 /// A time at which the certificate is valid, if it was refused only for its dates.
@@ -274,13 +425,12 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
         let publish = cluster.publish.as_ref();
         files.extend(publish.and_then(|publish| publish.ca.clone()));
         if let Some(clients) = &cluster.client_certificates {
-            let front_proxy = &clients.front_proxy;
-            files.extend([
-                clients.ca.clone(),
-                front_proxy.certificate.clone(),
-                front_proxy.key.clone(),
-            ]);
+            files.push(clients.ca.clone());
             files.extend(clients.crl.clone());
+            // `Reloader::reload` reads the file of a token by itself.
+            if let NamingConfig::FrontProxy(front_proxy) = &clients.naming {
+                files.extend([front_proxy.certificate.clone(), front_proxy.key.clone()]);
+            }
         }
     }
     files
@@ -291,7 +441,8 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
 pub(super) struct ContentHash([u8; SHA256_OUTPUT_LEN]);
 
 impl ContentHash {
-    /// Hashes the files as they are now. A file that cannot be read counts as one fixed value.
+    /// Hashes the files as they are now. A file that cannot be read counts as one fixed value, and a directory of
+    /// clusters as the names of its files.
     pub(super) fn new(files: &[PathBuf]) -> Self {
         let mut context = Context::new(&SHA256);
         for file in files {
@@ -300,6 +451,13 @@ impl ContentHash {
                     // With the length, so that moving bytes from one file to the next changes the hash.
                     context.update(&bytes.len().to_be_bytes());
                     context.update(&bytes);
+                }
+                Err(ReadError::Directory) => {
+                    let listing = Listing::read(file).unwrap_or_default();
+                    for file in listing.files {
+                        context.update(file.as_os_str().as_encoded_bytes());
+                        context.update(&[0]);
+                    }
                 }
                 Err(_) => context.update(&[0xff; size_of::<usize>()]),
             }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use changes::ReloadChanges;
-pub use material::{ClientMaterial, Material};
+pub use material::{ClientMaterial, Material, NamingMaterial};
 pub use publish::Publication;
 
 use crate::{
@@ -25,10 +25,11 @@ use crate::{
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
     proxy::{AccessRules, ClientCertificates, Route, Routes},
+    quote,
     text::error_chain,
-    upstream::{Cluster, FrontProxy},
+    upstream::{Cluster, UserNaming},
 };
-use clusters::{build_clusters, build_front_proxies};
+use clusters::{build_clusters, build_namings};
 use material::{ContentHash, files_of};
 
 /// Reads the configuration; called again for every reload.
@@ -78,7 +79,7 @@ pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
     labels: ClusterLabels,
     /// For each cluster of the current snapshot.
-    front_proxies: Vec<Option<Arc<FrontProxy>>>,
+    namings: Vec<Option<UserNaming>>,
     /// Of the current snapshot: cancelled when another one is in use.
     replaced: CancellationToken,
     /// Of older snapshots.
@@ -110,7 +111,7 @@ impl Reloader {
     ///
     /// When TLS cannot be set up, or an inherited socket has no entry in the configuration.
     pub fn new(
-        config: Config,
+        mut config: Config,
         material: Material,
         inherited: &[SocketAddr],
         now: SystemTime,
@@ -118,8 +119,9 @@ impl Reloader {
         let listen = sockets(&config, inherited)?;
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
-        let clusters = build_clusters(&material, None, &mut labels)?;
-        let front_proxies = build_front_proxies(&material, &clusters, None);
+        config.clusters = material.cluster_configs();
+        let clusters = build_clusters(&config, &material, None, &mut labels)?;
+        let namings = build_namings(&material, &clusters, None);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -134,7 +136,7 @@ impl Reloader {
         let reloader = Self {
             tickets,
             labels,
-            front_proxies,
+            namings,
             replaced: CancellationToken::new(),
             retired: Vec::new(),
             started: config.clone(),
@@ -194,6 +196,7 @@ impl Reloader {
     /// Reads everything again. Returns `None` if nothing changed or the reload failed. The log says why it failed,
     /// once per reason.
     pub fn reload(&mut self, source: &ConfigLoader, now: SystemTime) -> Option<Snapshot> {
+        self.renew_tokens();
         let mut result = self.try_reload(source, now);
         for _ in 0..MAX_RETRIES {
             // While the proxy reads, files may be replaced one by one. Old and new files do not fit together.
@@ -232,6 +235,21 @@ impl Reloader {
         }
     }
 
+    /// Reads the tokens of impersonation again. Nothing else has to be valid for that: a token expires within the hour in
+    /// which a new one replaces it, and a fault elsewhere may take longer to fix.
+    fn renew_tokens(&self) {
+        for token in self.report.material.tokens() {
+            if token.renew() {
+                match token.problem() {
+                    Some(problem) => warn!(problem, "impersonation token unusable"),
+                    None => {
+                        info!(file = %quote::path(token.path()), "new impersonation token in use")
+                    }
+                }
+            }
+        }
+    }
+
     fn clear_failure(&mut self) {
         if self.report.failure.take().is_some() {
             info!("reload works again");
@@ -247,7 +265,9 @@ impl Reloader {
     ) -> Result<Option<Snapshot>, FailedReload> {
         let content = ContentHash::new(&self.files);
         let has_expired = self.valid_until.is_some_and(|until| now > until);
-        if self.loaded == Some(content) && !has_expired && self.report.failure.is_none() {
+        let is_complete =
+            self.report.failure.is_none() && self.report.material.cluster_problems.is_empty();
+        if self.loaded == Some(content) && !has_expired && is_complete {
             return Ok(None);
         }
         self.load(source, now, content)
@@ -260,12 +280,13 @@ impl Reloader {
         now: SystemTime,
         content: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
-        let config = source()?;
+        let mut config = source()?;
         let material = Material::reload(&config, now, &self.report.material)?;
+        config.clusters = material.cluster_configs();
         let mut labels = self.labels.clone();
-        let clusters = build_clusters(&material, Some(self), &mut labels)?;
+        let clusters = build_clusters(&config, &material, Some(self), &mut labels)?;
         self.labels = labels;
-        let front_proxies = build_front_proxies(&material, &clusters, Some(self));
+        let namings = build_namings(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()
@@ -285,13 +306,14 @@ impl Reloader {
         }
         self.compare_with_start(&config);
         self.log_new_warnings(&config);
+        self.log_cluster_problems(&material);
         self.replace_lists(&config.listen);
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
         self.valid_until = material.next_expiry(now);
         (self.config, self.files) = (config, files);
         (self.report.material, self.report.clusters) = (Arc::new(material), clusters);
-        self.front_proxies = front_proxies;
+        self.namings = namings;
         if unchanged {
             return Ok(None);
         }
@@ -306,6 +328,18 @@ impl Reloader {
         let warnings = config.warnings.iter();
         for warning in warnings.filter(|warning| !known.contains(warning)) {
             warn!(warning, "configuration warning");
+        }
+    }
+
+    /// Logs each problem of a file of the directory once, and the end of the last one.
+    fn log_cluster_problems(&self, new: &Material) {
+        let known = &self.report.material.cluster_problems;
+        let problems = new.cluster_problems.iter();
+        for problem in problems.filter(|problem| !known.contains(problem)) {
+            error!(error = problem, "cluster file is unusable");
+        }
+        if new.cluster_problems.is_empty() && !known.is_empty() {
+            info!("every cluster file is usable again");
         }
     }
 
@@ -350,7 +384,7 @@ impl Reloader {
         routes.set_logged_user(self.config.log.user);
         let certificates = self.client_certificates();
         let configured = clusters.iter().zip(&material.clusters);
-        let mut terminated = Vec::new();
+        let (mut terminated, mut unhosted) = (Vec::new(), Vec::new());
         // First, so that a passthrough host is never terminated because a certificate has its name.
         let publications = material.publications.iter();
         for (((cluster, (config, _)), certificates), publication) in
@@ -363,19 +397,31 @@ impl Reloader {
             };
             let route = Arc::new(route);
             for host in &config.hosts {
-                routes.add(host.as_ref(), &route);
+                match &config.public_prefix {
+                    Some(prefix) => routes.add_below(host, prefix, &route),
+                    None => routes.add(host, &route),
+                }
+            }
+            if let (Some(prefix), true) = (&config.public_prefix, config.hosts.is_empty()) {
+                unhosted.push((prefix, Arc::clone(&route)));
             }
             if !cluster.is_passthrough() {
                 terminated.push(route);
             }
         }
-        // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-        // belongs to which cluster. A passthrough cluster has only its `hosts`.
-        if let [only] = terminated.as_slice() {
+        // With one cluster, every name in the certificates routes to it. With several, or a directory, only `hosts` says
+        // which name belongs to which cluster. A passthrough cluster has only its `hosts`.
+        if let (Some(_), [only]) = (self.config.sole_cluster(), terminated.as_slice()) {
             for name in material.identities.iter().flat_map(Identity::names) {
                 routes.add(name, only);
             }
             routes.set_sole(only);
+        }
+        // A name that is the host of one cluster stays with it.
+        for name in material.identities.iter().flat_map(Identity::names) {
+            for (prefix, route) in &unhosted {
+                routes.add_below(name, prefix, route);
+            }
         }
         Snapshot {
             tls: Arc::new(server_config(
@@ -395,13 +441,13 @@ impl Reloader {
     fn client_certificates(&self) -> Vec<Option<Arc<ClientCertificates>>> {
         let material = &self.report.material;
         let clusters = material.clusters.iter().zip(&material.client_certificates);
-        let each = clusters.zip(&self.front_proxies);
-        each.map(|(((config, _), clients), front_proxy)| {
-            let (clients, front_proxy) = (clients.as_ref()?, front_proxy.as_ref()?);
+        let each = clusters.zip(&self.namings);
+        each.map(|(((config, _), clients), naming)| {
+            let (clients, naming) = (clients.as_ref()?, naming.as_ref()?);
             let section = config.client_certificates.as_ref()?;
             let certificates = ClientCertificates::new(
                 Arc::clone(&clients.ca),
-                Arc::clone(front_proxy),
+                naming.clone(),
                 Arc::new(asking_server_config(
                     &material.identities,
                     clients.ca.names(),

@@ -41,9 +41,28 @@ def drop_labels(value):
             drop_labels(each)
 
 
+def permissions(rules):
+    """Each single permission of a role, in whatever rules it is written."""
+    found = set()
+    for rule in rules:
+        places = [(group, name) for group in rule.get("apiGroups", []) for name in rule.get("resources", [])]
+        places += [("url", url) for url in rule.get("nonResourceURLs", [])]
+        names = tuple(rule.get("resourceNames", []))
+        found |= {(place, names, verb) for place in places for verb in rule["verbs"]}
+    return found
+
+
 def pod_of(objects):
     return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
 
+
+# Settings that let the proxy impersonate users with client certificates.
+IMPERSONATION = [
+    'clientCertificates.ca.configMap="client-ca"',
+    "clientCertificates.impersonate.enabled=true",
+    'clientCertificates.impersonate.groups=["developers"]',
+    "serviceAccount.create=true",
+]
 
 # Settings that create every object that the chart can create.
 EVERYTHING = [
@@ -210,7 +229,20 @@ class Chart(unittest.TestCase):
         before = checksum('{"timeouts": {"drain": "25s"}, "clusters": [{"name": "a"}]}')
         self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clusters": [{"name": "b"}]}'), before)
         self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clusters": [], "log": {"filter": "debug"}}'), before)
+        files = '{"directory": "/etc/kube-tls-proxy/clusters.d", "hostTemplate": "{name}.example"}'
+        self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clustersFrom": ' + files + "}"), before)
         self.assertNotEqual(checksum('{"timeouts": {"drain": "26s"}, "clusters": [{"name": "a"}]}'), before)
+
+    def test_cluster_files_are_mounted_as_their_directory(self):
+        section = 'config={"clustersFrom": {"directory": "/etc/kube-tls-proxy/clusters.d", "hostTemplate": "{name}.example"}}'
+        for setting, volume in [
+            ('clusterFiles.secretName="clusters"', {"name": "clusters", "secret": {"secretName": "clusters", "defaultMode": 0o440}}),
+            ('clusterFiles.configMapName="clusters"', {"name": "clusters", "configMap": {"name": "clusters"}}),
+        ]:
+            pod = rendered.chart(section, setting)["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+            self.assertIn(volume, pod["volumes"])
+            mount = {"name": "clusters", "mountPath": "/etc/kube-tls-proxy/clusters.d", "readOnly": True}
+            self.assertIn(mount, pod["containers"][0]["volumeMounts"])
 
     def test_digest_overrides_tag(self):
         digest = "sha256:" + "0" * 64
@@ -292,6 +324,30 @@ class Chart(unittest.TestCase):
         self.assertEqual(account["metadata"]["annotations"], {"a": "b"})
         self.assertEqual(pod_of(objects)["serviceAccountName"], "kube-tls-proxy")
         self.assertEqual(pod_of(rendered.chart('serviceAccount.name="mine"'))["serviceAccountName"], "mine")
+
+    def test_impersonation_renders_the_overlay(self):
+        wanted = comparable(rendered.kustomize("overlays/impersonation"))
+        del wanted["Namespace", "kube-tls-proxy"]
+        objects = comparable(rendered.chart(*IMPERSONATION))
+        # The names are of one release in one namespace, because roles have no namespace.
+        name = "kube-tls-proxy-kube-tls-proxy-impersonation"
+        for kind in ("ClusterRole", "ClusterRoleBinding"):
+            wanted[kind, name] = wanted.pop((kind, "kube-tls-proxy-impersonation"))
+            wanted[kind, name]["metadata"]["name"] = name
+        wanted["ClusterRoleBinding", name]["roleRef"]["name"] = name
+        roles = [objects.pop(("ClusterRole", name)), wanted.pop(("ClusterRole", name))]
+        self.assertEqual(*[permissions(role["rules"]) for role in roles])
+        self.assertEqual(objects, wanted)
+
+    def test_older_impersonation_is_the_older_role(self):
+        (document, _) = yaml.safe_load_all((rendered.KUBERNETES / "components/impersonation/older-role.yaml").read_text())
+        settings = [*IMPERSONATION, "clientCertificates.impersonate.older=true"]
+        name = "kube-tls-proxy-kube-tls-proxy-impersonation"
+        role = rendered.chart(*settings)["ClusterRole", name]
+        self.assertEqual(permissions(role["rules"]), permissions(document["rules"]))
+        role = rendered.chart(*settings, 'clientCertificates.impersonate.groups=["*"]')["ClusterRole", name]
+        groups = [rule for rule in role["rules"] if rule.get("resources") == ["groups"]]
+        self.assertEqual(groups, [{"apiGroups": [""], "resources": ["groups"], "verbs": ["impersonate"]}])
 
     def test_common_labels_are_everywhere_but_in_selectors(self):
         settings = ["commonLabels.team=\"platform\"", *EVERYTHING]
@@ -421,6 +477,8 @@ class Chart(unittest.TestCase):
             (['extraEnv=[{"name": "KUBE_TLS_PROXY_DRAIN_DELAY", "value": "9s"}]'], "extraEnv: write KUBE_TLS_PROXY_DRAIN_DELAY"),
             (["service.nodePort=30443", 'service.type="ClusterIP"'], "service.nodePort: "),
             (['service.loadBalancerIP="192.0.2.7"', 'service.type="NodePort"'], "service.loadBalancerIP: "),
+            (['clusterFiles.secretName="a"'], "clusterFiles: the proxy reads these files only with config.clustersFrom"),
+            (['clusterFiles={"secretName": "a", "configMapName": "b"}'], "clusterFiles: secretName and configMapName exclude"),
             (["tlsRoute.enabled=true"], "tlsRoute.parentRefs: name the Gateway"),
             (["listen.allow=[]"], "listen.allow: the list is empty, so no client would be served"),
             (['clientCertificates.frontProxy.secret="f"'], "clientCertificates.ca: name the ConfigMap or Secret"),
@@ -438,6 +496,10 @@ class Chart(unittest.TestCase):
                 "clientCertificates: --upstream-name does not go together with it",
             ),
             ([*CLIENT_CERTIFICATES, 'extraArgs=["--host=a.example.com"]'], "clientCertificates: --host does not go together"),
+            ([*IMPERSONATION[1:]], "clientCertificates.ca: name the ConfigMap or Secret"),
+            ([*IMPERSONATION, 'clientCertificates.frontProxy.secret="f"'], "give one of `frontProxy.secret` and `impersonate.enabled`"),
+            ([*IMPERSONATION, "serviceAccount.create=false"], "set serviceAccount.create"),
+            ([*IMPERSONATION, "clientCertificates.impersonate.groups=[]"], "impersonate.groups: name the groups"),
             (["tlsRoute.enabled=true", 'tlsRoute.parentRefs=[{"name": "g"}]'], "tlsRoute.hostnames: "),
         ]:
             error = rendered.values_error(*settings)

@@ -242,6 +242,8 @@ fn start_block_lists_all_facts() {
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
         request_host: RequestHost::Client,
+        file: None,
+        public_prefix: None,
         passthrough: false,
         trust: TrustSource::Inline {
             pem: ca.pem().into_bytes(),
@@ -263,7 +265,7 @@ fn start_block_lists_all_facts() {
         admin: Some("127.0.0.1:9090".parse().unwrap()),
         identities: &[&identity],
         clusters: &[(&prod, &trust), (&test, &trust)],
-        front_proxies: &[],
+        namings: &[],
         workers: NonZeroUsize::new(2).unwrap(),
         connections: 354,
         decided_by: ConnectionsBound::OpenFiles(1024),

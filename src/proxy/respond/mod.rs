@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clients::Throttled,
-    upstream::{UploadError, UpstreamError, VerifyError},
+    upstream::{NamingError, UploadError, UpstreamError, VerifyError},
 };
 
 /// The content of an error response.
@@ -83,7 +83,17 @@ pub(super) enum Reader {
 impl Reader {
     /// Almost every request ends at the comparison of its path.
     pub(super) fn from_request<B>(request: &Request<B>) -> Self {
+        Self::new(request, request.uri().path())
+    }
+
+    /// The reader of a request whose path begins with an unknown prefix: its last part says what it asks for.
+    pub(super) fn below_unknown_prefix<B>(request: &Request<B>) -> Self {
         let path = request.uri().path();
+        let last = path.rfind('/').and_then(|at| path.get(at..));
+        Self::new(request, last.unwrap_or(path))
+    }
+
+    fn new<B>(request: &Request<B>, path: &str) -> Self {
         let is_discovery =
             matches!(path, "/api" | "/apis" | "/version") || path.starts_with("/openapi/");
         if !is_discovery || request.method() != Method::GET {
@@ -150,12 +160,18 @@ fn error_status(error: &Error) -> ErrorStatus {
         Error::RedirectedUpgrade => bad_gateway(
             "the apiserver answered an upgrade request with a redirect, which the proxy does not follow",
         ),
-        Error::FrontProxyExpired => ErrorStatus {
-            // A person has to renew it.
+        Error::Naming(error) => ErrorStatus {
+            // A person has to fix it.
             retry_after: None,
-            ..unavailable(
-                "the front-proxy certificate of this proxy has expired; its operator must renew it, and until then a token works",
-            )
+            ..unavailable(match error {
+                NamingError::FrontProxyExpired => {
+                    "the front-proxy certificate of this proxy has expired; its operator must renew it, and until then a token works"
+                }
+                NamingError::NoToken => {
+                    "this proxy has no token with which it could impersonate the owner of the client certificate; its operator must \
+                     fix the token file, and until then a token of your own works"
+                }
+            })
         },
     }
 }
@@ -314,6 +330,12 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "no cluster is configured for this host name; check the server in the kubeconfig, or ask the \
              administrator of the proxy to add the name to its configuration",
         ),
+        Rejection::NoSuchPrefix => ErrorStatus::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "MisdirectedRequest",
+            "no cluster is configured for this path; the server in the kubeconfig must end with the path of a cluster, such \
+             as /clusters/NAME, so check it, or ask the administrator of the proxy",
+        ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
         Rejection::Target => bad_request("the request target is not a path, or it contains a `#`"),
         Rejection::TargetCharacter => bad_request(
@@ -355,6 +377,12 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "the client certificate was presented for another host name, and counts only for requests to that one; \
              open another connection for this host name",
         ),
+        Rejection::Impersonation => ErrorStatus::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            "the request has a client certificate, whose owner this proxy impersonates, so it cannot impersonate another user; \
+             remove `--as`, `--as-group` and `--as-uid`, or use a token",
+        ),
         Rejection::Throttled(throttled) => over_budget(throttled),
         Rejection::Credential(CredentialError::RepeatedAuthorization) => {
             bad_request("the request has more than one Authorization field; send one")
@@ -371,7 +399,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "the proxy itself serves the kubeconfig at this path, to GET and HEAD without an upgrade",
         ),
         Rejection::AmbiguousPath => bad_request(
-            "the path can be read in more than one way, and the access rules look at it; write it without escapes, \
+            "the path can be read in more than one way, and the proxy decides by it; write it without escapes, \
              empty parts, `.`, `..` and `;`",
         ),
     }

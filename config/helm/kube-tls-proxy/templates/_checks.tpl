@@ -45,13 +45,18 @@
     {{- if and $source.configMap $source.secret -}}{{- fail (printf "clientCertificates.%s: give one of `configMap` and `secret`" $name) -}}{{- end -}}
   {{- end -}}
   {{- $ca := or .ca.configMap .ca.secret -}}
-  {{- if and (or .frontProxy.secret .crl.configMap .crl.secret .allowSystem) (not $ca) -}}
+  {{- if and (or .frontProxy.secret .impersonate.enabled .crl.configMap .crl.secret .allowSystem) (not $ca) -}}
     {{- fail "clientCertificates.ca: name the ConfigMap or Secret with the CA that issues the certificates of users" -}}
   {{- end -}}
-  {{- if and $ca (not .frontProxy.secret) -}}
-    {{- fail "clientCertificates.frontProxy.secret: name the Secret with the front-proxy certificate and its key" -}}
+  {{- if and $ca (not .frontProxy.secret) (not .impersonate.enabled) -}}
+    {{- fail "clientCertificates.frontProxy.secret: name the Secret with the front-proxy certificate and its key, or set clientCertificates.impersonate.enabled" -}}
   {{- end -}}
-  {{- if and $ca (eq .ca.secret .frontProxy.secret) -}}
+  {{- if .impersonate.enabled -}}
+    {{- if .frontProxy.secret -}}{{- fail "clientCertificates: give one of `frontProxy.secret` and `impersonate.enabled`" -}}{{- end -}}
+    {{- if not (include "kube-tls-proxy.serviceAccount" $) -}}{{- fail "clientCertificates.impersonate: the service account `default` must not impersonate users; set serviceAccount.create, or name another one in serviceAccount.name" -}}{{- end -}}
+    {{- if not .impersonate.groups -}}{{- fail "clientCertificates.impersonate.groups: name the groups (O) of the client certificates, or write [\"*\"] for every group" -}}{{- end -}}
+  {{- end -}}
+  {{- if and $ca (eq .ca.secret .frontProxy.secret) (not .impersonate.enabled) -}}
     {{- fail "clientCertificates.ca.secret: it is the Secret of the front-proxy certificate, whose ca.crt is usually the CA of front proxies; give the CA that issues the certificates of users in a ConfigMap or Secret of its own" -}}
   {{- end -}}
   {{- if $ca -}}
@@ -79,6 +84,11 @@
   {{- range $key := list "loadBalancerIP" "loadBalancerClass" "loadBalancerSourceRanges" -}}
     {{- if and (get $.Values.service $key) (ne $.Values.service.type "LoadBalancer") -}}{{- fail (printf "service.%s: only a Service of the type LoadBalancer has it, and service.type is %s" $key $.Values.service.type) -}}{{- end -}}
   {{- end -}}
+{{- end -}}
+{{- with .Values.clusterFiles -}}
+  {{- if and .secretName .configMapName -}}{{- fail "clusterFiles: secretName and configMapName exclude each other; remove one of them" -}}{{- end -}}
+  {{- $directory := dig "clustersFrom" "directory" "" $.Values.config -}}
+  {{- if and (or .secretName .configMapName) (ne $directory "/etc/kube-tls-proxy/clusters.d") -}}{{- fail "clusterFiles: the proxy reads these files only with config.clustersFrom.directory: /etc/kube-tls-proxy/clusters.d" -}}{{- end -}}
 {{- end -}}
 {{- if .Values.tlsRoute.enabled -}}
   {{- if not .Values.tlsRoute.parentRefs -}}{{- fail "tlsRoute.parentRefs: name the Gateway, such as [{name: public, namespace: gateways, sectionName: tls}]" -}}{{- end -}}

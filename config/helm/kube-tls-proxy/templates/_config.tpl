@@ -9,10 +9,11 @@
   {{- $_ := set $file "listen" (list (set $lists "address" $address)) -}}
 {{- end -}}
 {{- with .Values.clientCertificates -}}
-{{- if .frontProxy.secret -}}
+{{- if or .frontProxy.secret .impersonate.enabled -}}
   {{- $folder := "/etc/kube-tls-proxy/client-certificates" -}}
   {{- $section := dict "ca" (printf "%s/ca/%s" $folder .ca.key) -}}
-  {{- $_ := set $section "frontProxy" (dict "certificate" (printf "%s/front-proxy/tls.crt" $folder) "key" (printf "%s/front-proxy/tls.key" $folder)) -}}
+  {{- if .impersonate.enabled -}}{{- $_ := set $section "impersonate" (dict "tokenFile" "/var/run/secrets/impersonation/token") -}}
+  {{- else -}}{{- $_ := set $section "frontProxy" (dict "certificate" (printf "%s/front-proxy/tls.crt" $folder) "key" (printf "%s/front-proxy/tls.key" $folder)) -}}{{- end -}}
   {{- if or .crl.configMap .crl.secret -}}{{- $_ := set $section "crl" (printf "%s/crl/%s" $folder .crl.key) -}}{{- end -}}
   {{- if .allowSystem -}}{{- $_ := set $section "allowSystem" true -}}{{- end -}}
   {{- if not $file.clusters -}}{{- $_ := set $file "clusters" (list (dict "name" "in-cluster" "inCluster" true)) -}}{{- end -}}
@@ -32,6 +33,9 @@
 - {name: client-certificates-{{ $name }}, mountPath: /etc/kube-tls-proxy/client-certificates/{{ $name }}, readOnly: true}
 {{- end }}
 {{- end }}
+{{- if .impersonate.enabled }}
+- {name: impersonation, mountPath: /var/run/secrets/impersonation, readOnly: true}
+{{- end }}
 {{- end }}
 {{- end -}}
 
@@ -48,6 +52,13 @@
 - name: client-certificates-{{ $name }}
   secret: {secretName: {{ $source.secret | quote }}, defaultMode: 0440{{ $items }}}
 {{- end }}
+{{- end }}
+{{- if .impersonate.enabled }}
+- name: impersonation
+  projected:
+    defaultMode: 0440
+    sources:
+    - serviceAccountToken: {path: token, expirationSeconds: 3600}
 {{- end }}
 {{- end }}
 {{- end -}}
