@@ -32,7 +32,7 @@ async fn get(proxy: &Proxy, protocol: Protocol, target: &str) -> ClientResponse 
 /// The targets that an apiserver has received.
 fn targets(upstream: &Upstream) -> Vec<String> {
     let requests = upstream.requests().into_iter();
-    requests.map(|request| request.target.clone()).collect()
+    requests.map(|request| request.target).collect()
 }
 
 #[tokio::test]

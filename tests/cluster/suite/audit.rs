@@ -182,7 +182,9 @@ pub(crate) fn event_of(suite: &Suite, path: &str) -> Value {
 
 /// As whom the apiserver served a request: a proxy may have impersonated its user.
 pub(crate) fn user_of(event: &Value) -> &Value {
-    event.get("impersonatedUser").unwrap_or(&event["user"])
+    event
+        .get("impersonatedUser")
+        .unwrap_or_else(|| &event["user"])
 }
 
 /// On Linux every loopback address works without configuration.

@@ -202,7 +202,7 @@ const EXCEPTIONS: &[Exception] = &[
     Exception {
         case: "impersonation",
         ways: NOT_IMPERSONATION,
-        reason: "the proxy of the suite impersonates nobody",
+        reason: "the proxy of the suite does not impersonate",
     },
     Exception {
         case: "informers::informers_resume_when_the_proxy_stops_24_times",
