@@ -84,7 +84,7 @@ cases! {
         quick: FEW_DESCRIPTORS, full: FEW_DESCRIPTORS, seconds: (4.0, 30.0);
 }
 
-/// 5,000 connections per second, if the machine allows so many.
+/// 5,000 connections per second, or fewer on a slow machine.
 async fn denied_connections(attacker: Attacker) -> Outcome {
     let begun = Instant::now();
     let mut outcome = attacker
