@@ -57,6 +57,7 @@ pub mod fuzz;
 pub mod heartbeat;
 pub mod hosts;
 mod http1;
+mod kubeconfig_document;
 pub mod listen_error;
 pub mod listener;
 pub mod memory;

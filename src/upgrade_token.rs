@@ -1,5 +1,5 @@
-//! Which protocol a request asks to switch to. Every module decides it here: if one took a request for an upgrade and another
-//! one did not, they would see different credentials in it.
+//! Which protocol a request asks to switch to. Every module decides it here: if one took a request for an upgrade
+//! and another one did not, they would see different credentials in it.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header, request::Parts};
 

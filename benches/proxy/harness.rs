@@ -114,6 +114,7 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             passthrough: false,
             trust,
             access: Vec::new(),
+            publish: None,
         }],
         limits: Limits::default(),
         capacity: Capacity::default(),

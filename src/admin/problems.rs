@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     metrics::CodeClass,
-    pki::CertSummary,
+    pki::{CertSummary, ClientIdentity},
     reload::ReloadReport,
     upstream::{EndpointHealth, Health},
 };
@@ -114,8 +114,9 @@ fn client_certificates(report: &ReloadReport, now: SystemTime, found: &mut Vec<S
     found.extend(report.material.client_problems(now));
     for (cluster, clients) in report.material.clients() {
         let name = &cluster.name;
-        let front_proxy = clients.front_proxy.summary();
-        if let Some(when) = expires(front_proxy, now).filter(|_| front_proxy.not_after >= now) {
+        let front_proxy = clients.naming.front_proxy().map(ClientIdentity::summary);
+        let front_proxy = front_proxy.filter(|front_proxy| front_proxy.not_after >= now);
+        if let Some(when) = front_proxy.and_then(|front_proxy| expires(front_proxy, now)) {
             found.push(format!(
                 "{name}: the front-proxy certificate {when}; renew it"
             ));

@@ -92,8 +92,11 @@ impl Sources {
             };
             let cas = clients.ca.anchors().summaries().iter();
             let lists = clients.ca.revoked().map(RevocationLists::valid_until);
-            let front_proxy = clients.front_proxy.summary().not_after;
-            date(&metrics::FRONT_PROXY_NOT_AFTER, Some(front_proxy));
+            let front_proxy = clients.naming.front_proxy();
+            date(
+                &metrics::FRONT_PROXY_NOT_AFTER,
+                front_proxy.map(|identity| identity.summary().not_after),
+            );
             date(
                 &metrics::CLIENT_CA_NOT_AFTER,
                 cas.map(|ca| ca.not_after).min(),

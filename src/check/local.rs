@@ -22,7 +22,8 @@ use crate::{
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
-    reload::ClientMaterial,
+    quote,
+    reload::{ClientMaterial, NamingMaterial, Publication},
     upstream::{ClientTls, Offer, TcpConnected},
 };
 
@@ -64,6 +65,7 @@ pub(super) async fn check(
     }
     if identities.len() == config.identities.len() {
         check_hosts(&config.clusters, &identities, recorder);
+        check_published(config, &identities, now, recorder);
     } else {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
     }
@@ -77,6 +79,31 @@ pub(super) async fn check(
     }
     let names = identities.iter().flat_map(Identity::names);
     names.cloned().collect()
+}
+
+/// Says which clusters publish a kubeconfig, and whether clients can use it.
+fn check_published(
+    config: &Config,
+    identities: &[Identity],
+    now: SystemTime,
+    recorder: &mut Recorder<'_>,
+) {
+    for cluster in &config.clusters {
+        let loaded = Publication::load(cluster, identities, now);
+        match loaded.map_err(|error| error.naming_place(&config.sources)) {
+            Ok(None) => {}
+            Ok(Some(Publication {
+                warning: Some(warning),
+                ..
+            })) => recorder.warning(Check::Configuration, Message::from_sentence(&warning)),
+            Ok(Some(_)) => {
+                let name = &cluster.name;
+                let text = format!("the hosts of {name} serve /.well-known/kubeconfig to everyone");
+                recorder.ok(Check::Configuration, text);
+            }
+            Err(error) => recorder.failed(Check::Configuration, Message::from_error(&error)),
+        }
+    }
 }
 
 /// Says how many client connections there may be, and why. Warns of more than the memory is enough for.
@@ -147,7 +174,6 @@ pub(super) fn client_certificates(
         .ok()?;
     let cas = clients.ca.anchors().summaries().iter();
     let cas: Vec<_> = cas.map(|ca| ca.subject.clone()).collect();
-    let front_proxy = clients.front_proxy.summary();
     let revoked = match clients.ca.revoked() {
         Some(lists) => format!(
             "{}, listed until {}",
@@ -156,11 +182,29 @@ pub(super) fn client_certificates(
         ),
         None => "revocation is not checked".to_owned(),
     };
+    let naming = match &clients.naming {
+        NamingMaterial::FrontProxy(identity) => {
+            let leaf = identity.summary();
+            let left = leaf.time_left(now);
+            format!(
+                "named to the apiserver as {} (expires in {left})",
+                leaf.subject
+            )
+        }
+        NamingMaterial::Token(token) => match token.problem() {
+            Some(problem) => {
+                recorder.failed(Check::Clients, Message::from_sentence(&problem));
+                return None;
+            }
+            None => format!(
+                "impersonated with the token in {}",
+                quote::path(token.path())
+            ),
+        },
+    };
     let text = format!(
-        "users with certificates of {} are named to the apiserver as {} (expires in {}); {revoked}",
-        cas.join("; "),
-        front_proxy.subject,
-        front_proxy.time_left(now)
+        "users with certificates of {} are {naming}; {revoked}",
+        cas.join("; ")
     );
     recorder.ok(Check::Clients, text);
     for warning in clients.warnings(now) {

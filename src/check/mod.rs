@@ -137,10 +137,14 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
         let target = CheckTarget::from_cluster(cluster, tls, &names, config);
         if !cluster.passthrough {
             let endpoint = apiserver::check(plan, &target, recorder).await;
-            if let (Some(user), Some(endpoint)) = (&plan.client, endpoint) {
-                let clients = clients.as_ref();
+            let Some(endpoint) = endpoint else { continue };
+            let clients = clients.as_ref();
+            let token = clients.and_then(|clients| clients.naming.token());
+            if let Some(user) = &plan.client {
                 let found = whoami::direct(plan, &target, endpoint, user, clients, recorder);
                 users.extend(found.await);
+            } else if let Some(token) = token {
+                whoami::invented(plan, &target, endpoint, token, recorder).await;
             }
             continue;
         }

@@ -1,7 +1,7 @@
-//! Checks who the owner of a client certificate is: for the apiserver itself, through the front-proxy certificate, and
-//! through the running proxy. All must agree.
+//! Checks who the owner of a client certificate is: for the apiserver itself, as the proxy names it there, and through the
+//! running proxy. All must agree.
 
-use std::{collections::BTreeMap, time::SystemTime};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::Deserialize;
@@ -12,10 +12,10 @@ use super::{
 };
 use crate::{
     hosts::UpstreamAddr,
-    pki::{CertificateSubject, ClientIdentity},
-    reload::ClientMaterial,
+    pki::{CertificateSubject, ClientIdentity, TokenFile},
+    reload::{ClientMaterial, NamingMaterial},
     text::error_chain,
-    upstream::RemoteUser,
+    upstream::{Impersonator, RemoteUser},
 };
 
 /// The user whom an apiserver finds in a request.
@@ -89,21 +89,88 @@ pub(super) async fn direct(
         );
         return Some(direct);
     };
-    let presenting = target.presenting(&clients.front_proxy);
-    match review(client(plan, &presenting, endpoint), fields.into_headers()).await {
-        Ok(found) => compare(
-            &direct,
-            &found,
-            "with the front-proxy certificate",
-            recorder,
-        ),
-        Err(problem) => {
-            let text =
-                format!("the apiserver does not accept the front-proxy certificate: {problem}");
-            recorder.failed(Check::Whoami, Message::new(text, FRONT_PROXY_FIX));
+    match &clients.naming {
+        NamingMaterial::FrontProxy(identity) => {
+            let presenting = target.presenting(identity);
+            let client = client(plan, &presenting, endpoint);
+            match review(client, fields.remote_fields()).await {
+                Ok(found) => {
+                    let how = "with the front-proxy certificate";
+                    compare(&direct, &found, how, FRONT_PROXY_FIX, recorder);
+                }
+                Err(problem) => {
+                    let text = format!(
+                        "the apiserver does not accept the front-proxy certificate: {problem}"
+                    );
+                    recorder.failed(Check::Whoami, Message::new(text, FRONT_PROXY_FIX));
+                }
+            }
+        }
+        NamingMaterial::Token(token) => {
+            match impersonated(client(plan, target, endpoint), token, &fields).await {
+                Ok(found) => compare(&direct, &found, "by impersonation", TOKEN_FIX, recorder),
+                Err(problem) => {
+                    let text = format!("the token may not impersonate this user: {problem}");
+                    recorder.failed(Check::Whoami, Message::new(text, TOKEN_FIX));
+                }
+            }
         }
     }
     Some(direct)
+}
+
+/// Asks the apiserver whether the token may impersonate, with an invented user in an invented group: without the certificate
+/// of a user no other is known.
+pub(super) async fn invented(
+    plan: &Plan,
+    target: &CheckTarget,
+    endpoint: UpstreamAddr,
+    token: &Arc<TokenFile>,
+    recorder: &mut Recorder<'_>,
+) {
+    recorder.waiting(
+        Check::Whoami,
+        "asking whether the token may impersonate users",
+    );
+    let invented = CertificateSubject {
+        user: INVENTED.to_owned(),
+        groups: vec![INVENTED.to_owned()],
+        uid: None,
+        sha256: INVENTED.to_owned(),
+    };
+    let Ok(user) = RemoteUser::new(&invented) else {
+        return;
+    };
+    match impersonated(client(plan, target, endpoint), token, &user).await {
+        Ok(found) if found.username == INVENTED => {
+            recorder.ok(Check::Whoami, "the token may impersonate users and groups");
+        }
+        Ok(found) => {
+            let text = format!(
+                "the impersonated user is {} for the apiserver",
+                found.describe()
+            );
+            recorder.failed(Check::Whoami, Message::new(text, TOKEN_FIX));
+        }
+        // Its role may name the users.
+        Err(problem) => {
+            let text = format!("the token may not impersonate any user: {problem}");
+            recorder.warning(Check::Whoami, Message::new(text, INVENTED_FIX));
+        }
+    }
+}
+
+/// Asks who an impersonated user is.
+async fn impersonated(
+    client: CheckClient<'_>,
+    token: &Arc<TokenFile>,
+    user: &RemoteUser,
+) -> Result<UserInfo, String> {
+    let right = Impersonator::new(token).right();
+    let right = right.map_err(|error| error.to_string())?;
+    let mut headers = HeaderMap::new();
+    right.write(user, &mut headers);
+    review(client, headers).await
 }
 
 /// Asks through the running proxy. `direct` is what each apiserver finds itself, if that is known.
@@ -123,7 +190,7 @@ pub(super) async fn through(
     match review(client(plan, &presenting, endpoint), HeaderMap::new()).await {
         // With several clusters it is not known which one the proxy has chosen.
         Ok(found) => match direct {
-            [direct] => compare(direct, &found, "through the proxy", recorder),
+            [direct] => compare(direct, &found, "through the proxy", THROUGH_FIX, recorder),
             _ => recorder.ok(
                 Check::Whoami,
                 format!("{} through the proxy", found.describe()),
@@ -148,7 +215,7 @@ fn client<'a>(plan: &'a Plan, target: &'a CheckTarget, endpoint: UpstreamAddr) -
 }
 
 /// Compares what the apiserver finds itself with what it is told.
-fn compare(direct: &UserInfo, found: &UserInfo, how: &str, recorder: &mut Recorder<'_>) {
+fn compare(direct: &UserInfo, found: &UserInfo, how: &str, fix: &str, recorder: &mut Recorder<'_>) {
     let without_uid = UserInfo {
         uid: direct.uid.clone(),
         ..found.clone()
@@ -166,7 +233,7 @@ fn compare(direct: &UserInfo, found: &UserInfo, how: &str, recorder: &mut Record
             direct.describe(),
             found.describe()
         );
-        recorder.failed(Check::Whoami, Message::new(text, FRONT_PROXY_FIX));
+        recorder.failed(Check::Whoami, Message::new(text, fix));
     }
 }
 
@@ -196,3 +263,9 @@ async fn review(client: CheckClient<'_>, more: HeaderMap) -> Result<UserInfo, St
 const REVIEWS: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
 const REVIEW: &str = r#"{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}"#;
 const FRONT_PROXY_FIX: &str = "check --requestheader-client-ca-file, --requestheader-allowed-names and the other --requestheader flags of the apiserver";
+const TOKEN_FIX: &str =
+    "check the token, and give its ServiceAccount the ClusterRole of docs/client-certificates.md";
+const INVENTED_FIX: &str = "give its ServiceAccount the ClusterRole of docs/client-certificates.md; if that role names users, check with --client-cert and --client-key of one of them";
+const THROUGH_FIX: &str =
+    "check `clientCertificates` where the proxy runs, and the credential of the proxy there";
+const INVENTED: &str = "kube-tls-proxy:check";

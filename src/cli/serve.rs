@@ -19,8 +19,8 @@ use crate::{
     app::{App, AppError, FastStop},
     config::{self, Environment, LogFormat, ServeArgs},
     pki::UtcDate,
-    process,
-    reload::ReloadReport,
+    process, quote,
+    reload::{NamingMaterial, ReloadReport},
     telemetry::{self, LiveFilter},
 };
 
@@ -227,16 +227,16 @@ fn report_start(app: &App) {
         .iter()
         .map(|(cluster, trust)| (cluster, trust))
         .collect();
-    let front_proxies: Vec<_> = material
+    let namings: Vec<_> = material
         .clients()
-        .map(|(cluster, clients)| (cluster, &clients.front_proxy))
+        .map(|(cluster, clients)| (cluster, &clients.naming))
         .collect();
     let block = StartBlock {
         listening: app.addresses(),
         admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,
-        front_proxies: &front_proxies,
+        namings: &namings,
         workers: config.workers,
         connections: config.limits.connections,
         decided_by: config.capacity.decided_by,
@@ -302,14 +302,23 @@ fn log_certificates(block: &StartBlock<'_>) {
             );
         }
     }
-    for (cluster, identity) in block.front_proxies {
-        let leaf = identity.summary();
-        info!(
-            cluster = cluster.name,
-            subject = leaf.subject,
-            not_after = %UtcDate(leaf.not_after),
-            sha256 = leaf.sha256,
-            "front-proxy certificate in use"
-        );
+    for (cluster, naming) in block.namings {
+        match naming {
+            NamingMaterial::FrontProxy(identity) => {
+                let leaf = identity.summary();
+                info!(
+                    cluster = cluster.name,
+                    subject = leaf.subject,
+                    not_after = %UtcDate(leaf.not_after),
+                    sha256 = leaf.sha256,
+                    "front-proxy certificate in use"
+                );
+            }
+            NamingMaterial::Token(token) => info!(
+                cluster = cluster.name,
+                file = %quote::path(token.path()),
+                "impersonation token in use"
+            ),
+        }
     }
 }

@@ -4,7 +4,9 @@ use std::{fmt, net::SocketAddr, num::NonZeroUsize, time::SystemTime};
 
 use crate::{
     config::{ClusterConfig, ConnectionsBound},
-    pki::{ClientIdentity, Identity, TrustAnchors},
+    pki::{Identity, TrustAnchors},
+    quote,
+    reload::NamingMaterial,
 };
 
 /// The facts of a start. `Display` writes one fact per line; the methods return the same facts for a JSON event.
@@ -18,8 +20,8 @@ pub struct StartBlock<'a> {
     pub identities: &'a [&'a Identity],
     /// Each cluster and the CAs that its apiserver is verified against.
     pub clusters: &'a [(&'a ClusterConfig, &'a TrustAnchors)],
-    /// Each cluster to which the proxy names the users of client certificates, and its certificate for that.
-    pub front_proxies: &'a [(&'a ClusterConfig, &'a ClientIdentity)],
+    /// Each cluster to which the proxy names the users of client certificates, and its credential for that.
+    pub namings: &'a [(&'a ClusterConfig, &'a NamingMaterial)],
     /// Worker threads.
     pub workers: NonZeroUsize,
     /// Client connections that may be open at once.
@@ -94,14 +96,27 @@ impl StartBlock<'_> {
     /// Each cluster to which the proxy can name any user, and the certificate with which it does.
     #[must_use]
     pub fn front_proxies(&self) -> Vec<String> {
-        let each = self.front_proxies.iter().map(|(cluster, identity)| {
-            let leaf = identity.summary();
-            format!(
+        let each = self.namings.iter().filter_map(|(cluster, naming)| {
+            let leaf = naming.front_proxy()?.summary();
+            Some(format!(
                 "{} as {}   ({} left; names users of client certificates to the apiserver)",
                 cluster.name,
                 leaf.subject,
                 leaf.time_left(self.now)
-            )
+            ))
+        });
+        each.collect()
+    }
+
+    /// Each cluster in which the proxy can impersonate users, and the file of its token.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<String> {
+        let each = self.namings.iter().filter_map(|(cluster, naming)| {
+            let path = quote::path(naming.token()?.path());
+            Some(format!(
+                "{} with {path}   (impersonates users of client certificates)",
+                cluster.name
+            ))
         });
         each.collect()
     }
@@ -134,6 +149,7 @@ impl fmt::Display for StartBlock<'_> {
             ("upstream", self.upstreams()),
             ("trusting", self.trusting()),
             ("front proxy", self.front_proxies()),
+            ("token", self.tokens()),
             ("workers", vec![self.workers.to_string()]),
             ("connections", vec![self.connections()]),
             ("admin", self.admin().into_iter().collect()),

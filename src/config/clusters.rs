@@ -10,11 +10,11 @@ use rustls_pki_types::ServerName;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles, ReadError,
-    RequestHost, ServeArgs, SettingError, TrustSource, access,
+    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles, NamingConfig,
+    PublishConfig, ReadError, RequestHost, ServeArgs, SettingError, TrustSource, access,
     config_file::{
         ClientCertificatesEntry, ClusterEntry, ExpectedName, FilePath, Parsed, PublicHost,
-        UpstreamEntry,
+        PublishSection, UpstreamEntry,
     },
     file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
@@ -22,16 +22,20 @@ use super::{
 };
 use crate::quote;
 
-/// The clusters of the file, or the one of flags, kubeconfig or pod. Never empty.
+/// The clusters of the file, or the one of flags, kubeconfig or pod. Never empty. `publish` is for those without one.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
+    publish: Option<&PublishSection>,
     source: &ConfigSource,
     env: &Environment,
 ) -> Result<Vec<ClusterConfig>, ConfigError> {
     check_exclusive(args)?;
     if entries.is_empty() {
-        return Ok(vec![cluster_of_flags(args, env)?]);
+        return Ok(vec![ClusterConfig {
+            publish: publish.and_then(|section| publish_config(section, source)),
+            ..cluster_of_flags(args, env)?
+        }]);
     }
     if let Some(flag) = upstream_flag(args) {
         return Err(ConfigError::Whole(SettingError::FlagAgainstFile {
@@ -72,13 +76,14 @@ pub(super) fn load(
                 );
             }
         }
-        clusters.push(cluster_of_entry(entry, source, env)?);
+        clusters.push(cluster_of_entry(entry, publish, source, env)?);
     }
     Ok(clusters)
 }
 
 fn cluster_of_entry(
     entry: Spanned<ClusterEntry>,
+    publish: Option<&PublishSection>,
     source: &ConfigSource,
     env: &Environment,
 ) -> Result<ClusterConfig, ConfigError> {
@@ -116,11 +121,16 @@ fn cluster_of_entry(
     let client_certificates = certificates
         .map(|section| client_certificates(section, &name, source))
         .transpose()?;
+    let of_all = publish.filter(|_| !entry.value.passthrough);
+    let own = entry.value.publish.as_ref().map(|section| &section.value);
+    let publish = own.or(of_all);
+    let publish = publish.and_then(|section| publish_config(section, source));
     let mut cluster = ClusterConfig {
         name,
         hosts,
         client_certificates,
         access,
+        publish,
         ..one
     };
     if entry.value.passthrough {
@@ -174,20 +184,37 @@ fn client_certificates(
 ) -> Result<ClientCertificatesConfig, ConfigError> {
     let entry = &section.value;
     let path = |file: &Parsed<FilePath>| source.path(&file.0.0);
-    let config = ClientCertificatesConfig {
-        ca: path(&entry.ca),
-        crl: entry.crl.as_ref().map(path),
-        front_proxy: IdentityFiles {
-            certificate: path(&entry.front_proxy.certificate),
-            key: path(&entry.front_proxy.key),
-        },
-        allow_system: entry.allow_system,
+    let refused = |problem| source.error_at(section, SettingError::cluster(name, problem));
+    let ca = path(&entry.ca);
+    let naming = match (&entry.front_proxy, &entry.impersonate) {
+        (Some(files), None) => NamingConfig::FrontProxy(IdentityFiles {
+            certificate: path(&files.certificate),
+            key: path(&files.key),
+        }),
+        (None, Some(impersonate)) => NamingConfig::Impersonate(path(&impersonate.token_file)),
+        (None, None) | (Some(_), Some(_)) => return Err(refused(NOT_ONE_NAMING)),
     };
     // The front-proxy CA would then issue users, and their keys could name any user to the apiserver.
-    if config.ca == config.front_proxy.certificate {
-        return Err(source.error_at(section, SettingError::cluster(name, SAME_CERTIFICATE)));
+    if matches!(&naming, NamingConfig::FrontProxy(files) if files.certificate == ca) {
+        return Err(refused(SAME_CERTIFICATE));
     }
-    Ok(config)
+    Ok(ClientCertificatesConfig {
+        ca,
+        crl: entry.crl.as_ref().map(path),
+        naming,
+        allow_system: entry.allow_system,
+    })
+}
+
+/// What the section publishes; `None` if that is nothing.
+fn publish_config(section: &PublishSection, source: &ConfigSource) -> Option<PublishConfig> {
+    let kubeconfig = section.kubeconfig.as_ref()?;
+    let exec = kubeconfig.exec.as_ref().map(|exec| {
+        let args = exec.args.iter().map(|arg| arg.0.0.clone()).collect();
+        (exec.command.0.0.clone(), args)
+    });
+    let ca = kubeconfig.ca.as_ref().map(|file| source.path(&file.0.0));
+    Some(PublishConfig { exec, ca })
 }
 
 /// Refuses what a passthrough cluster cannot have: the proxy sees neither a request nor the apiserver's certificate.
@@ -209,6 +236,9 @@ fn check_passthrough(
     }
     if let Some(section) = &entry.value.client_certificates {
         return Err(source.error_at(section, refused(PASSTHROUGH_CERTIFICATES)));
+    }
+    if let Some(section) = &entry.value.publish {
+        return Err(source.error_at(section, refused(PASSTHROUGH_PUBLISH)));
     }
     let upstream = entry
         .value
@@ -371,6 +401,7 @@ fn in_cluster(env: &Environment) -> Result<Option<ClusterConfig>, ConfigError> {
     Ok(Some(url.into_cluster(name, trust, place)))
 }
 
+const NOT_ONE_NAMING: &str = "must name the owners of client certificates in exactly one way; give one of `frontProxy` and `impersonate` in `clientCertificates`";
 const SAME_CERTIFICATE: &str = "has one file as `ca` and as `frontProxy.certificate`; give the CA that issues the certificates of users as `ca`";
 const NO_HOSTS: &str = "has no `hosts`, and there are several clusters; add its public host names";
 const CONTEXT_ALONE: &str =
@@ -380,6 +411,7 @@ const PASSTHROUGH_WITHOUT_HOSTS: &str = "has `passthrough` and no `hosts`; add t
 const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name";
 const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
 const PASSTHROUGH_CERTIFICATES: &str = "has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself";
+const PASSTHROUGH_PUBLISH: &str = "has `passthrough` and `publish`; remove `publish`, because the proxy cannot answer a request that it does not see";
 const PASSTHROUGH_ACCESS: &str =
     "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
 const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";

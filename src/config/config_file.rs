@@ -52,6 +52,8 @@ pub(super) struct ConfigFile {
     pub(super) log: Option<LogSection>,
     /// Health, metrics and the status page.
     pub(super) admin: Option<AdminSection>,
+    /// What the hosts of all clusters publish, except of those with a `publish` of their own.
+    pub(super) publish: Option<PublishSection>,
     /// Whether a 401 or 403 of the apiserver gets a `Warning` that says what may be wrong with the credential.
     pub(super) hints: Option<bool>,
 }
@@ -93,16 +95,53 @@ pub(super) struct ClusterEntry {
     /// Or: true for the cluster of the pod that the proxy runs in.
     #[serde(default)]
     pub(super) in_cluster: bool,
-    /// Users with client certificates, whom the proxy names to the apiserver as a front proxy.
+    /// Users with client certificates, whom the proxy names to the apiserver.
     #[schemars(with = "Option<ClientCertificatesEntry>")]
     pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
     /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
     /// request may pass.
     #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
     pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
+    /// What its hosts publish.
+    #[schemars(with = "Option<PublishSection>")]
+    pub(super) publish: Option<Spanned<PublishSection>>,
 }
 
-/// Which client certificates count, and the certificate with which the proxy names their owners to the apiserver.
+/// What everyone who reaches a host may read there.
+#[derive(Debug, Default, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct PublishSection {
+    /// The kubeconfig at `/.well-known/kubeconfig`; by default the path is forwarded like any other.
+    pub(super) kubeconfig: Option<PublishedKubeconfigSection>,
+}
+
+/// The kubeconfig that a host publishes.
+#[derive(Debug, Default, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub(super) struct PublishedKubeconfigSection {
+    /// The program that gets the token of the user; without it the kubeconfig has no credential.
+    pub(super) exec: Option<ExecSection>,
+    /// PEM file with the CAs against which clients verify the proxy; by default the public ones, or the last certificate of
+    /// the chain if it is its own issuer.
+    #[schemars(with = "Option<String>")]
+    pub(super) ca: Option<Parsed<FilePath>>,
+}
+
+/// A program that clients run to get a token.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ExecSection {
+    /// Its name, which clients look up in their PATH, or its path.
+    #[schemars(with = "String")]
+    pub(super) command: Parsed<PublicText>,
+    /// Its arguments.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(super) args: Vec<Parsed<PublicText>>,
+}
+
+/// Which client certificates count, and how the proxy names their owners to the apiserver: exactly one of `frontProxy` and
+/// `impersonate`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClientCertificatesEntry {
@@ -113,10 +152,21 @@ pub(super) struct ClientCertificatesEntry {
     #[schemars(with = "Option<String>")]
     pub(super) crl: Option<Parsed<FilePath>>,
     /// The certificate of a front proxy, from the CA of `--requestheader-client-ca-file`, and its key.
-    pub(super) front_proxy: CertificateEntry,
+    pub(super) front_proxy: Option<CertificateEntry>,
+    /// Or: a token of the proxy that may impersonate users.
+    pub(super) impersonate: Option<ImpersonateEntry>,
     /// Whether users and groups may have names that begin with `system:`.
     #[serde(default)]
     pub(super) allow_system: bool,
+}
+
+/// The credential with which the proxy impersonates users.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ImpersonateEntry {
+    /// File with the token of a service account, read again when it changes.
+    #[schemars(with = "String")]
+    pub(super) token_file: Parsed<FilePath>,
 }
 
 /// Where an apiserver is and how it is verified.
@@ -197,7 +247,7 @@ enum RequestHostName {
 }
 
 /// A `T`, parsed from text of the file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Parsed<T>(pub(super) T);
 
 impl<'de, T: FromStr<Err = SettingError>> Deserialize<'de> for Parsed<T> {
@@ -220,6 +270,23 @@ impl FromStr for FilePath {
         }
         check_path(Path::new(text))?;
         Ok(Self(text.into()))
+    }
+}
+
+/// Text that everyone may read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PublicText(pub(super) String);
+
+impl FromStr for PublicText {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let problem = match quote::pasted(text) {
+            _ if text.is_empty() => IS_EMPTY,
+            Some(_) => IS_SECRET,
+            None => return Ok(Self(text.to_owned())),
+        };
+        Err(SettingError::Malformed { problem })
     }
 }
 
@@ -352,6 +419,9 @@ pub fn schema() -> serde_json::Value {
     schema
 }
 
+const IS_EMPTY: &str = "is empty; give a text, or remove it";
+const IS_SECRET: &str =
+    "looks like a key or a token, and everyone can read the published kubeconfig; remove it";
 const NOT_AN_ENDPOINT: &str = "is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443";
 const NOT_A_LOG_FORMAT: &str = "is not a log format; write text or json";
 const NOT_A_LOGGED_USER: &str =

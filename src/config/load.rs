@@ -65,7 +65,7 @@ fn load_given(
         .iter()
         .filter_map(|entry| entry.value.kubeconfig.as_ref());
     sources.extend(kubeconfigs.map(|file| source.path(&file.0.0)));
-    let clusters = clusters::load(args, entries, &source, env)?;
+    let clusters = clusters::load(args, entries, file.publish.as_ref(), &source, env)?;
     let (limits, capacity) = limits(file.limits.unwrap_or_default(), &source, workers, env)?;
     let section = file.timeouts.unwrap_or_default();
     let sets_tunnels = args.drain_tunnels.is_some() || section.drain_tunnels.is_some();

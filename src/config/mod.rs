@@ -123,8 +123,20 @@ pub struct ClusterConfig {
     pub access: Vec<AccessRule>,
     /// Whether connections for its hosts are passed on as they are, so that each client speaks TLS with the apiserver.
     pub passthrough: bool,
+    /// The kubeconfig that its hosts serve to everyone; `None` if they serve none.
+    pub publish: Option<PublishConfig>,
     /// How client certificates are used; `None` if none is asked for.
     pub client_certificates: Option<ClientCertificatesConfig>,
+}
+
+/// The kubeconfig that everyone may read at `/.well-known/kubeconfig`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PublishConfig {
+    /// The program that gets the token of the user, and its arguments. `None`: the user adds a credential.
+    pub exec: Option<(String, Vec<String>)>,
+    /// PEM, the CA against which clients verify the proxy. `None`: the public ones, or the last certificate of the chain if
+    /// it is its own issuer.
+    pub ca: Option<PathBuf>,
 }
 
 /// Which client certificates count, and how the apiserver is told who their owner is.
@@ -134,10 +146,19 @@ pub struct ClientCertificatesConfig {
     pub ca: PathBuf,
     /// PEM, the certificates that these CAs have revoked.
     pub crl: Option<PathBuf>,
-    /// The certificate of the proxy as a front proxy.
-    pub front_proxy: IdentityFiles,
+    /// The files with which the proxy names users.
+    pub naming: NamingConfig,
     /// Whether users and groups may have names that begin with `system:`.
     pub allow_system: bool,
+}
+
+/// How an apiserver is told who the owner of a client certificate is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NamingConfig {
+    /// On connections with this certificate of a front proxy.
+    FrontProxy(IdentityFiles),
+    /// By impersonation, with the token in this file.
+    Impersonate(PathBuf),
 }
 
 /// The host that requests ask an apiserver for.

@@ -49,6 +49,7 @@ impl UpstreamUrl {
             client_certificates: None,
             access: Vec::new(),
             passthrough: false,
+            publish: None,
         }
     }
 }

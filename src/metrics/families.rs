@@ -166,7 +166,8 @@ families! {
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
         ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `denied`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
-            `unprocessed`, `lost`, `upload`, `protocol`, `front_proxy` (its certificate has expired)"]
+            `unprocessed`, `lost`, `upload`, `protocol`, `front_proxy` (its certificate has expired), \
+            `impersonation_token` (it cannot be used)"]
         "Error responses of the proxy itself, in place of a response of the apiserver. A passthrough connection that no apiserver accepts counts too; it is closed.";
     ACCESS_DENIED = Counter "kube_tls_proxy_access_denied_total"
         ["cluster": CLUSTERS, "rule": "the number of the rule in the configuration, or `none` if no rule allows the request"]

@@ -237,6 +237,8 @@ label! {
         Protocol = "protocol",
         /// The front-proxy certificate has expired.
         FrontProxy = "front_proxy",
+        /// The token for impersonation cannot be used.
+        ImpersonationToken = "impersonation_token",
     }
 }
 

@@ -113,6 +113,12 @@ impl Identity {
         self.chain.is_empty() && self.leaf.issuer == self.leaf.subject
     }
 
+    /// Whether the last certificate of the chain is its own issuer.
+    pub(super) fn ends_with_root(&self) -> bool {
+        let last = self.chain.last().unwrap_or(&self.leaf);
+        last.issuer == last.subject
+    }
+
     /// Problems that do not stop the proxy, as sentences for the log.
     #[must_use]
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {

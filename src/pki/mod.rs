@@ -14,6 +14,7 @@ mod refusal;
 mod revocation;
 mod subject;
 mod summary;
+mod token;
 mod trust;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub use refusal::RefusedChain;
 pub use revocation::RevocationLists;
 pub use subject::{CertificateSubject, SubjectError};
 pub use summary::{CertSummary, Fingerprint, TimeLeft, UnreadableCertificate, UtcDate};
+pub use token::TokenFile;
 pub use trust::TrustAnchors;
 
 /// The crypto provider of every TLS connection: aws-lc-rs with the post-quantum hybrid first.

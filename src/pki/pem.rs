@@ -5,6 +5,7 @@
 
 use std::{borrow::Cow, path::PathBuf};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use rustls_pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem::PemObject,
 };
@@ -89,6 +90,21 @@ pub(super) fn private_key(text: &[u8]) -> Result<PrivateKeyDer<'static>, PkiFile
         _ => return Err(PkiFileError::SeveralKeys { count: keys.len() }),
     };
     PrivateKeyDer::from_pem_slice(text).map_err(|_damaged| PkiFileError::Damaged { line })
+}
+
+/// A certificate as PEM, in lines of 64 characters (RFC 7468 §2).
+pub(super) fn text(certificate: &CertificateDer<'_>) -> String {
+    let encoded = BASE64_STANDARD.encode(certificate);
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    let mut rest = encoded.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at_checked(64).unwrap_or((rest, ""));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
+    }
+    text.push_str("-----END CERTIFICATE-----\n");
+    text
 }
 
 /// One PEM block, as its first lines describe it.

@@ -15,7 +15,7 @@ use x509_cert::{
     ext::pkix::CertificatePolicies,
 };
 
-use super::{Identity, RefusedChain, provider};
+use super::{Identity, RefusedChain, pem, provider};
 use crate::tls_error::ChainError;
 
 /// The verdict of clients on a certificate chain.
@@ -107,6 +107,18 @@ impl Identity {
     #[must_use]
     pub fn example_name(&self) -> Option<ServerName<'static>> {
         self.names().first().and_then(|name| example(name))
+    }
+
+    /// The certificate against which clients verify this one if they do not trust the public CAs: the last one of the chain,
+    /// if it is its own issuer. PEM; `None` if clients accept it without, or need another certificate.
+    #[must_use]
+    pub fn own_ca(&self, now: SystemTime) -> Option<String> {
+        match self.acceptance(public_roots(), now) {
+            Acceptance::NoPath {
+                is_public: false, ..
+            } if self.ends_with_root() => self.certified_key().cert.last().map(pem::text),
+            Acceptance::Accepted | Acceptance::NoPath { .. } | Acceptance::Refused(_) => None,
+        }
     }
 
     fn no_path(&self, leaf: &CertificateDer<'_>) -> Acceptance {

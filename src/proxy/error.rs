@@ -12,7 +12,7 @@ use crate::{
     hosts::PeerAddr,
     metrics::{ClusterSlot, Connected, ErrorReason, Limit},
     text::error_chain,
-    upstream::{UploadError, UpstreamError},
+    upstream::{NamingError, UploadError, UpstreamError},
 };
 
 /// Why a request got no response from the apiserver.
@@ -34,9 +34,9 @@ pub enum Error {
     /// user's token along.
     #[error("the apiserver redirected an upgrade request")]
     RedirectedUpgrade,
-    /// The front-proxy certificate, which names the owner of a client certificate to the apiserver, has expired.
-    #[error("the front-proxy certificate has expired")]
-    FrontProxyExpired,
+    /// The proxy cannot name the owner of a client certificate to the apiserver.
+    #[error(transparent)]
+    Naming(#[from] NamingError),
 }
 
 impl Error {
@@ -54,7 +54,7 @@ impl Error {
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => {
                 Ending::by_apiserver(EndReason::Protocol)
             }
-            Self::FrontProxyExpired => Ending::by_proxy(EndReason::NoConnection),
+            Self::Naming(_) => Ending::by_proxy(EndReason::NoConnection),
         }
     }
 
@@ -67,7 +67,7 @@ impl Error {
             | Self::Denied(_)
             | Self::UnexpectedProtocol
             | Self::RedirectedUpgrade
-            | Self::FrontProxyExpired => false,
+            | Self::Naming(_) => false,
         }
     }
 
@@ -78,7 +78,8 @@ impl Error {
             Self::Denied(_) => ErrorReason::Denied,
             Self::Upstream(error) => upstream_reason(error),
             Self::UnexpectedProtocol | Self::RedirectedUpgrade => ErrorReason::Protocol,
-            Self::FrontProxyExpired => ErrorReason::FrontProxy,
+            Self::Naming(NamingError::FrontProxyExpired) => ErrorReason::FrontProxy,
+            Self::Naming(NamingError::NoToken) => ErrorReason::ImpersonationToken,
         }
     }
 }
@@ -131,7 +132,7 @@ pub(super) fn record(
         Error::Upstream(_)
         | Error::UnexpectedProtocol
         | Error::RedirectedUpgrade
-        | Error::FrontProxyExpired => {
+        | Error::Naming(_) => {
             log_line!(warn, "request failed");
         }
     }
@@ -172,7 +173,7 @@ pub(super) fn cause(error: &Error) -> String {
         | Error::Denied(_)
         | Error::UnexpectedProtocol
         | Error::RedirectedUpgrade
-        | Error::FrontProxyExpired => chain.to_string(),
+        | Error::Naming(_) => chain.to_string(),
     }
 }
 
@@ -219,7 +220,7 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Error::Upstream(_)
         | Error::UnexpectedProtocol
         | Error::RedirectedUpgrade
-        | Error::FrontProxyExpired => return None,
+        | Error::Naming(_) => return None,
     };
     match rejection {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
@@ -245,7 +246,9 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::UpgradeCheck
         | Rejection::Certificate(_)
         | Rejection::CertificateOfOtherHost
+        | Rejection::Impersonation
         | Rejection::Credential(_)
-        | Rejection::AmbiguousPath => None,
+        | Rejection::AmbiguousPath
+        | Rejection::PublishedMethod => None,
     }
 }

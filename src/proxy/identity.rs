@@ -31,7 +31,7 @@ use crate::{
     pki::{CertSummary, CertificateSubject, ClientCa, RefusedChain, SubjectError},
     text::error_chain,
     tls_error::ChainError,
-    upstream::{FrontProxy, RemoteUser},
+    upstream::{NamingRight, RefusedAuthorization, RemoteUser, UserNaming, is_impersonating},
 };
 
 /// How one cluster uses client certificates.
@@ -41,7 +41,7 @@ pub struct ClientCertificates {
     generation: u64,
     ca: Arc<ClientCa>,
     allows_system: bool,
-    front_proxy: Arc<FrontProxy>,
+    naming: UserNaming,
     /// For the handshakes in which a certificate is asked for.
     tls: Arc<ServerConfig>,
     /// Cancelled after another snapshot is in use.
@@ -49,12 +49,12 @@ pub struct ClientCertificates {
 }
 
 impl ClientCertificates {
-    /// Certificates of `ca`, whose owners the front proxy names to the apiserver. `replaced` is cancelled once these
+    /// Certificates of `ca`, whose owners `naming` names to the apiserver. `replaced` is cancelled once these
     /// settings are no longer in use.
     #[must_use]
     pub fn new(
         ca: Arc<ClientCa>,
-        front_proxy: Arc<FrontProxy>,
+        naming: UserNaming,
         tls: Arc<ServerConfig>,
         replaced: CancellationToken,
     ) -> Self {
@@ -63,7 +63,7 @@ impl ClientCertificates {
             generation: GENERATIONS.fetch_add(1, Ordering::Relaxed),
             ca,
             allows_system: false,
-            front_proxy,
+            naming,
             tls,
             replaced,
         }
@@ -84,9 +84,50 @@ impl ClientCertificates {
         &self.tls
     }
 
-    /// The connections on which the proxy says who the user is.
-    pub(super) fn front_proxy(&self) -> &FrontProxy {
-        &self.front_proxy
+    /// Says what a 401 means to a user whom the proxy has verified: the apiserver does not believe the proxy.
+    pub(super) fn answered<B>(
+        &self,
+        downstream: &ClientConnection,
+        cluster: &str,
+        response: &mut Response<B>,
+    ) {
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return;
+        }
+        // It is that of the proxy, about which the client is told nothing else.
+        response.extensions_mut().remove::<RefusedAuthorization>();
+        if downstream.hints {
+            hints::append(
+                response,
+                match self.naming {
+                    UserNaming::FrontProxy(_) => FRONT_PROXY_REFUSED,
+                    UserNaming::Impersonator(_) => TOKEN_REFUSED,
+                },
+            );
+        }
+        let client = downstream.connected.client();
+        let activity = downstream.connected.counters().activity();
+        let Some(suppressed) = activity.admit_line(client.ip()) else {
+            return;
+        };
+        macro_rules! log_line {
+            ($message:literal) => {
+                warn!(
+                    cluster,
+                    client.address = %client,
+                    suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
+                    $message
+                )
+            };
+        }
+        match self.naming {
+            UserNaming::FrontProxy(_) => log_line!(
+                "apiserver refuses the front-proxy certificate; check --requestheader-client-ca-file and --requestheader-allowed-names of the apiserver"
+            ),
+            UserNaming::Impersonator(_) => log_line!(
+                "apiserver refuses the impersonation token; renew the file of clientCertificates.impersonate.tokenFile"
+            ),
+        }
     }
 
     /// Who the owner of this certificate is, and until when.
@@ -123,31 +164,6 @@ impl CertificateUser {
     /// The SHA-256 of the certificate.
     pub(super) fn credential(&self) -> &str {
         &self.subject.sha256
-    }
-
-    /// Says what a 401 means to a user whom the proxy has verified: the apiserver does not believe the proxy.
-    pub(super) fn answered<B>(
-        &self,
-        downstream: &ClientConnection,
-        cluster: &str,
-        response: &mut Response<B>,
-    ) {
-        if response.status() != StatusCode::UNAUTHORIZED {
-            return;
-        }
-        if downstream.hints {
-            hints::append(response, NOT_BELIEVED);
-        }
-        let client = downstream.connected.client();
-        let activity = downstream.connected.counters().activity();
-        if let Some(suppressed) = activity.admit_line(client.ip()) {
-            warn!(
-                cluster,
-                client.address = %client,
-                suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
-                "apiserver refuses the front-proxy certificate; check --requestheader-client-ca-file and --requestheader-allowed-names of the apiserver"
-            );
-        }
     }
 }
 
@@ -306,18 +322,19 @@ pub(crate) async fn certificate_ended(certificate: Option<&PresentedCertificate>
     }
 }
 
-/// Returns the user as whom a request goes to the apiserver, or `None` if the request speaks for itself, with or
-/// without a token. kube-apiserver decides in the same way: a valid certificate counts more than a token, and one that
+/// Returns the user as whom a request goes to the apiserver, with the right to say so, or `None` if the request speaks for
+/// itself, with or without a token. kube-apiserver decides in the same way: a valid certificate counts more than a token, and one that
 /// is not valid does not break a token.
 ///
 /// # Errors
 ///
-/// The certificate is not accepted and the request has no token, or the proxy cannot pass the user on.
-pub(super) fn authenticate(
-    route: &Route,
+/// The certificate is not accepted and the request has no token, or the proxy cannot pass the user on, or the request
+/// names another user while the proxy itself impersonates.
+pub(super) fn authenticate<'a>(
+    route: &'a Route,
     downstream: &ClientConnection,
     head: &Parts,
-) -> Result<Option<Arc<CertificateUser>>, Error> {
+) -> Result<Option<(Arc<CertificateUser>, NamingRight<'a>)>, Error> {
     let (Some(certificates), Some(presented)) = (&route.certificates, &downstream.certificate)
     else {
         return Ok(None);
@@ -331,10 +348,15 @@ pub(super) fn authenticate(
         Err(Rejection::CertificateOfOtherHost)
     };
     match result {
-        Ok(_) if certificates.front_proxy.has_expired(now) => Err(Error::FrontProxyExpired),
         Ok((user, _)) => {
+            let impersonates = matches!(certificates.naming, UserNaming::Impersonator(_));
+            // The apiserver would ask whether the proxy may do that, and not whether the user may.
+            if impersonates && is_impersonating(&head.headers) {
+                return Err(Rejection::Impersonation.into());
+            }
+            let right = certificates.naming.right(now)?;
             presented.used.notify_one();
-            Ok(Some(user))
+            Ok(Some((user, right)))
         }
         Err(_) if clients::has_credential(head) => Ok(None),
         Err(refusal) => Err(refusal.into()),
@@ -378,12 +400,13 @@ pub(super) fn fuzz(bytes: &[u8]) {
         return;
     };
     let fields = RemoteUser::new(&subject).expect("a safe name is a valid field value");
-    for value in fields.into_headers().values() {
+    for value in fields.remote_fields().values() {
         let text = str::from_utf8(value.as_bytes()).expect("a safe name is UTF-8");
         assert!(!text.is_empty() && text.trim() == text && !text.contains(char::is_control));
     }
 }
 
-const NOT_BELIEVED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; its operator can fix that, and a token works";
+const FRONT_PROXY_REFUSED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; its operator can fix that, and a token works";
+const TOKEN_REFUSED: &str = "the apiserver does not accept the impersonation token of this proxy; its operator can fix that, and a token of your own works";
 /// A verdict is made again after this time, because the clock may have been corrected.
 const MAX_VERDICT_AGE: Duration = Duration::from_secs(30);

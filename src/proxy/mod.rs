@@ -18,6 +18,7 @@ mod hints;
 mod identity;
 mod passthrough;
 mod policy;
+mod published;
 mod request_client;
 mod request_facts;
 mod request_id;
@@ -51,6 +52,7 @@ pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate}
 pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
+pub use published::PublishedKubeconfig;
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
@@ -241,7 +243,12 @@ async fn forward(
     let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
-    let user = identity::authenticate(&admitted.route, downstream, &head)?;
+    if let Some(kubeconfig) = &admitted.route.published
+        && published::is_asked_for(&head)
+    {
+        return published::respond(kubeconfig, &head, &admitted, downstream, log);
+    }
+    let (user, right) = identity::authenticate(&admitted.route, downstream, &head)?.unzip();
     if let Some(rules) = &admitted.route.access {
         let client = log.peers().client.ip();
         let credential = match &user {
@@ -274,11 +281,9 @@ async fn forward(
         }
         None => end_user::claimed(logged, &head, admitted.upgrade, &downstream.credentials),
     };
-    let request = match (&user, &admitted.route.certificates) {
-        (Some(user), Some(certificates)) => {
-            UpstreamRequest::for_user(certificates.front_proxy(), &user.fields, head)
-        }
-        (Some(_) | None, _) => UpstreamRequest::from_client(cluster, head),
+    let request = match user.as_ref().zip(right) {
+        Some((user, right)) => UpstreamRequest::for_user(cluster, right, &user.fields, head),
+        None => UpstreamRequest::from_client(cluster, head),
     };
     let sent = match admitted.upgrade {
         // On the heap, so that the future of every other request stays smaller.
@@ -290,8 +295,8 @@ async fn forward(
     place.answered(client.as_deref(), check, status);
     let verified = end_user::verified(claimed, logged, status, response.headers());
     log.set_user(verified);
-    if let Some(user) = &user {
-        user.answered(downstream, cluster.name(), &mut response);
+    if let (Some(_), Some(certificates)) = (&user, &admitted.route.certificates) {
+        certificates.answered(downstream, cluster.name(), &mut response);
     }
     let problem = hints::explain(&mut response, check.has_credential(), downstream.hints);
     log.set_credential_problem(problem);

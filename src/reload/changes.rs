@@ -74,7 +74,8 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
     };
     let mut changes = Vec::new();
     let certificates = new.client_certificates.iter();
-    for ((cluster, trust), certificates) in new.clusters.iter().zip(certificates) {
+    let all = new.clusters.iter().zip(certificates);
+    for (((cluster, trust), certificates), published) in all.zip(&new.publications) {
         let name = &cluster.name;
         let at = find(old, name);
         match at.and_then(|at| old.clusters.get(at)) {
@@ -90,6 +91,9 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
                 if before.access != cluster.access {
                     changes.push(format!("{name}: access rules"));
                 }
+                if at.and_then(|at| old.publications.get(at)) != Some(published) {
+                    changes.push(format!("{name}: published kubeconfig"));
+                }
                 if !trusted.has_same_cas(trust) {
                     changes.push(format!("{name}: CA"));
                 }
@@ -102,13 +106,14 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
     changes
 }
 
-/// Whether both have the same settings but for the access rules. The CA is compared by its certificates, and the
+/// Whether both have the same settings but for the access rules and what they publish. The CA is compared by its certificates, and the
 /// place of the URL is only for messages.
 fn is_same(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     *old == ClusterConfig {
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
         access: old.access.clone(),
+        publish: old.publish.clone(),
         ..new.clone()
     }
 }

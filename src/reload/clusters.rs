@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{ClientMaterial, Material, ReloadReport, Reloader};
+use super::{ClientMaterial, Material, NamingMaterial, ReloadReport, Reloader};
 use crate::{
     config::{ClusterConfig, RequestHost, TrustSource},
     metrics::ClusterLabels,
     pki::{ClientIdentity, Identity, TrustAnchors},
-    upstream::{ClientTls, Cluster, Endpoints, FrontProxy},
+    upstream::{ClientTls, Cluster, Endpoints, FrontProxy, Impersonator, UserNaming},
 };
 
 /// The clusters of a new snapshot. A cluster that has not changed since `old` is taken from there, with its leases.
@@ -56,26 +56,35 @@ pub(super) fn build_clusters(
     Ok(clusters)
 }
 
-/// The front proxy of each cluster that uses client certificates. One whose cluster and certificate have not changed
-/// since `old` is taken from there, with its leases.
-pub(super) fn build_front_proxies(
+/// How users are named to each cluster that uses client certificates. A front proxy whose cluster and certificate have not
+/// changed since `old` is taken from there, with its leases.
+pub(super) fn build_namings(
     material: &Material,
     clusters: &[Arc<Cluster>],
     old: Option<&Reloader>,
-) -> Vec<Option<Arc<FrontProxy>>> {
+) -> Vec<Option<UserNaming>> {
     let same = |cluster: &Arc<Cluster>, identity: &ClientIdentity| {
         let old = old?;
-        let clusters = old.report.clusters.iter().zip(&old.front_proxies);
+        let clusters = old.report.clusters.iter().zip(&old.namings);
         let mut same = clusters.filter(|(old, _)| Arc::ptr_eq(old, cluster));
-        same.find_map(|(_, front_proxy)| {
-            (front_proxy.clone()).filter(|front_proxy| front_proxy.presents(identity))
+        same.find_map(|(_, naming)| match naming {
+            Some(UserNaming::FrontProxy(known)) if known.presents(identity) => {
+                Some(Arc::clone(known))
+            }
+            Some(UserNaming::FrontProxy(_) | UserNaming::Impersonator(_)) | None => None,
         })
     };
     let certificates = material.client_certificates.iter();
     let build = |(cluster, certificates): (&Arc<Cluster>, &Option<ClientMaterial>)| {
-        let identity = &certificates.as_ref()?.front_proxy;
-        let kept = same(cluster, identity);
-        Some(kept.unwrap_or_else(|| Arc::new(FrontProxy::new(cluster, identity))))
+        Some(match &certificates.as_ref()?.naming {
+            NamingMaterial::FrontProxy(identity) => {
+                let kept = same(cluster, identity);
+                let front_proxy =
+                    kept.unwrap_or_else(|| Arc::new(FrontProxy::new(cluster, identity)));
+                UserNaming::FrontProxy(front_proxy)
+            }
+            NamingMaterial::Token(token) => UserNaming::Impersonator(Impersonator::new(token)),
+        })
     };
     clusters.iter().zip(certificates).map(build).collect()
 }

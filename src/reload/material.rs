@@ -4,10 +4,14 @@ use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
+use super::publish::Publication;
 use crate::{
-    config::{ClientCertificatesConfig, ClusterConfig, Config, TrustSource, read_file},
+    config::{
+        ClientCertificatesConfig, ClusterConfig, Config, NamingConfig, TrustSource, read_file,
+    },
     pki::{
-        ClientCa, ClientIdentity, Identity, PkiError, PkiFileError, TrustAnchors, uncovered_hosts,
+        ClientCa, ClientIdentity, Identity, PkiError, PkiFileError, TokenFile, TrustAnchors,
+        uncovered_hosts,
     },
 };
 
@@ -20,6 +24,8 @@ pub struct Material {
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
     pub(super) client_certificates: Vec<Option<ClientMaterial>>,
+    /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
+    pub(super) publications: Vec<Option<Publication>>,
 }
 
 /// What one cluster needs for client certificates.
@@ -27,8 +33,76 @@ pub struct Material {
 pub struct ClientMaterial {
     /// The CAs that issue them, and what these have revoked.
     pub ca: Arc<ClientCa>,
-    /// The certificate with which the proxy names their owners to the apiserver.
-    pub front_proxy: ClientIdentity,
+    /// The credential with which the proxy names their owners to the apiserver.
+    pub naming: NamingMaterial,
+}
+
+/// The credential with which the proxy names users to an apiserver.
+#[derive(Debug)]
+pub enum NamingMaterial {
+    /// The certificate of a front proxy.
+    FrontProxy(Box<ClientIdentity>),
+    /// A token that may impersonate users.
+    Token(Arc<TokenFile>),
+}
+
+impl NamingMaterial {
+    /// Reads and checks the files. A token that cannot be used is no error: it stops only the users of client certificates.
+    fn load(config: &NamingConfig, now: SystemTime) -> Result<Self, PkiError> {
+        Ok(match config {
+            NamingConfig::FrontProxy(files) => {
+                Self::FrontProxy(Box::new(ClientIdentity::load(files, now)?))
+            }
+            NamingConfig::Impersonate(file) => Self::Token(Arc::new(TokenFile::load(file))),
+        })
+    }
+
+    /// Whether both are the same credential. A token file is the same whatever token it has.
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::FrontProxy(one), Self::FrontProxy(other)) => one.summary() == other.summary(),
+            (Self::Token(one), Self::Token(other)) => one.path() == other.path(),
+            (Self::FrontProxy(_), Self::Token(_)) | (Self::Token(_), Self::FrontProxy(_)) => false,
+        }
+    }
+
+    /// The certificate of a front proxy.
+    #[must_use]
+    pub fn front_proxy(&self) -> Option<&ClientIdentity> {
+        match self {
+            Self::FrontProxy(identity) => Some(identity.as_ref()),
+            Self::Token(_) => None,
+        }
+    }
+
+    /// The file of a token.
+    #[must_use]
+    pub fn token(&self) -> Option<&Arc<TokenFile>> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::FrontProxy(_) => None,
+        }
+    }
+
+    /// A sentence, if it stops the users of client certificates now.
+    #[must_use]
+    pub fn problem(&self, now: SystemTime) -> Option<String> {
+        match self {
+            Self::FrontProxy(identity) if identity.summary().not_after < now => {
+                identity.warning(now)
+            }
+            Self::FrontProxy(_) => None,
+            Self::Token(token) => token.problem(),
+        }
+    }
+
+    /// A sentence, if it stops these users now or will soon.
+    fn warning(&self, now: SystemTime) -> Option<String> {
+        match self {
+            Self::FrontProxy(identity) => identity.warning(now),
+            Self::Token(token) => token.problem(),
+        }
+    }
 }
 
 impl ClientMaterial {
@@ -41,16 +115,15 @@ impl ClientMaterial {
         let ca = ClientCa::load(&config.ca, config.crl.as_deref(), now)?;
         Ok(Self {
             ca: Arc::new(ca),
-            front_proxy: ClientIdentity::load(&config.front_proxy, now)?,
+            naming: NamingMaterial::load(&config.naming, now)?,
         })
     }
 
-    /// Whether both accept the same certificates, and name their owners with the same one.
+    /// Whether both accept the same certificates, and name their owners with the same credential.
     pub(super) fn are_same(one: &Option<Self>, other: &Option<Self>) -> bool {
         match (one, other) {
             (Some(one), Some(other)) => {
-                one.ca.is_same(&other.ca)
-                    && one.front_proxy.summary() == other.front_proxy.summary()
+                one.ca.is_same(&other.ca) && one.naming.is_same(&other.naming)
             }
             (None, None) => true,
             (Some(_), None) | (None, Some(_)) => false,
@@ -62,12 +135,12 @@ impl ClientMaterial {
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = self.ca.anchors().warnings().to_vec();
         warnings.extend(self.ca.revoked().and_then(|lists| lists.problem(now)));
-        warnings.extend(self.front_proxy.warning(now));
-        if self
-            .ca
-            .verify(&self.front_proxy.certified_key().cert, now)
-            .is_ok()
-        {
+        warnings.extend(self.naming.warning(now));
+        let issued = |identity: &ClientIdentity| {
+            let chain = &identity.certified_key().cert;
+            self.ca.verify(chain, now).is_ok()
+        };
+        if self.naming.front_proxy().is_some_and(issued) {
             warnings.push(SAME_CA.to_owned());
         }
         warnings
@@ -84,11 +157,7 @@ impl Material {
         let identities = config.identities.iter().map(|files| {
             Identity::load(files, now).map_err(|error| error.naming_place(&config.sources))
         });
-        Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
-            clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now)?,
-        })
+        Self::of_identities(identities.collect::<Result<_, _>>()?, config, now, None)
     }
 
     /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
@@ -112,10 +181,21 @@ impl Material {
             };
             loaded.map_err(|error| error.naming_place(&config.sources))
         });
+        let identities = identities.collect::<Result<_, _>>()?;
+        Self::of_identities(identities, config, now, Some(old))
+    }
+
+    fn of_identities(
+        identities: Vec<Identity>,
+        config: &Config,
+        now: SystemTime,
+        old: Option<&Self>,
+    ) -> Result<Self, PkiError> {
         Ok(Self {
-            identities: identities.collect::<Result<_, _>>()?,
             clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now)?,
+            client_certificates: load_client_certificates(config, now, old)?,
+            publications: Publication::load_all(config, &identities, now)?,
+            identities,
         })
     }
 
@@ -146,6 +226,12 @@ impl Material {
             .chain(uncovered_hosts(hosts, &self.identities))
             .chain(anchors.cloned())
             .chain(self.client_warnings(now))
+            .chain(
+                self.publications
+                    .iter()
+                    .flatten()
+                    .filter_map(|one| one.warning.clone()),
+            )
             .collect()
     }
 
@@ -163,10 +249,9 @@ impl Material {
     #[must_use]
     pub fn client_problems(&self, now: SystemTime) -> Vec<String> {
         let problems = self.clients().flat_map(|(cluster, clients)| {
-            let expired = clients.front_proxy.summary().not_after < now;
-            let front_proxy = expired.then(|| clients.front_proxy.warning(now)).flatten();
+            let naming = clients.naming.problem(now);
             let lists = clients.ca.revoked().and_then(|lists| lists.problem(now));
-            let problems = front_proxy.into_iter().chain(lists);
+            let problems = naming.into_iter().chain(lists);
             problems.map(|problem| format!("{}: {problem}", cluster.name))
         });
         problems.collect()
@@ -176,6 +261,12 @@ impl Material {
     pub fn clients(&self) -> impl Iterator<Item = (&ClusterConfig, &ClientMaterial)> {
         let clusters = self.clusters.iter().zip(&self.client_certificates);
         clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)))
+    }
+
+    /// The token files with which the proxy impersonates users.
+    pub(super) fn tokens(&self) -> impl Iterator<Item = &Arc<TokenFile>> {
+        let clients = self.client_certificates.iter().flatten();
+        clients.filter_map(|clients| clients.naming.token())
     }
 
     /// Whether both use the same client certificates.
@@ -216,19 +307,30 @@ fn load_clusters(
     config.clusters.iter().map(load).collect()
 }
 
+/// Each token file is there once, and one of `old` stays: it is what the snapshot in use reads, and what reloads renew.
 fn load_client_certificates(
     config: &Config,
     now: SystemTime,
+    old: Option<&Material>,
 ) -> Result<Vec<Option<ClientMaterial>>, PkiError> {
+    let mut tokens: Vec<Arc<TokenFile>> = Vec::new();
+    tokens.extend(old.into_iter().flat_map(Material::tokens).cloned());
+    let mut load = |section: &ClientCertificatesConfig| {
+        let loaded = ClientMaterial::load(section, now);
+        let mut loaded = loaded.map_err(|error| error.naming_place(&config.sources))?;
+        if let NamingMaterial::Token(token) = &mut loaded.naming {
+            match tokens.iter().find(|known| known.path() == token.path()) {
+                Some(known) => *token = Arc::clone(known),
+                None => tokens.push(Arc::clone(token)),
+            }
+        }
+        Ok(loaded)
+    };
     let sections = config.clusters.iter();
     let sections = sections.map(|cluster| cluster.client_certificates.as_ref());
-    let load = |section: Option<&ClientCertificatesConfig>| {
-        let loaded = section.map(|section| ClientMaterial::load(section, now));
-        loaded
-            .transpose()
-            .map_err(|error| error.naming_place(&config.sources))
-    };
-    sections.map(load).collect()
+    sections
+        .map(|section| section.map(&mut load).transpose())
+        .collect()
 }
 
 /// A time at which the certificate is valid, if it was refused only for its dates.
@@ -257,14 +359,15 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
         if let TrustSource::File(file) = &cluster.trust {
             files.push(file.clone());
         }
+        let publish = cluster.publish.as_ref();
+        files.extend(publish.and_then(|publish| publish.ca.clone()));
         if let Some(clients) = &cluster.client_certificates {
-            let front_proxy = &clients.front_proxy;
-            files.extend([
-                clients.ca.clone(),
-                front_proxy.certificate.clone(),
-                front_proxy.key.clone(),
-            ]);
+            files.push(clients.ca.clone());
             files.extend(clients.crl.clone());
+            // `Reloader::reload` reads the file of a token by itself.
+            if let NamingConfig::FrontProxy(front_proxy) = &clients.naming {
+                files.extend([front_proxy.certificate.clone(), front_proxy.key.clone()]);
+            }
         }
     }
     files

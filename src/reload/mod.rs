@@ -6,6 +6,7 @@
 mod changes;
 mod clusters;
 mod material;
+mod publish;
 
 use std::{mem, net::SocketAddr, path::PathBuf, sync::Arc, time::SystemTime};
 
@@ -15,7 +16,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use changes::ReloadChanges;
-pub use material::{ClientMaterial, Material};
+pub use material::{ClientMaterial, Material, NamingMaterial};
+pub use publish::Publication;
 
 use crate::{
     config::{Config, ConfigError, ListenConfig, SettingError, peers_of},
@@ -23,10 +25,11 @@ use crate::{
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
     proxy::{AccessRules, ClientCertificates, Route, Routes},
+    quote,
     text::error_chain,
-    upstream::{Cluster, FrontProxy},
+    upstream::{Cluster, UserNaming},
 };
-use clusters::{build_clusters, build_front_proxies};
+use clusters::{build_clusters, build_namings};
 use material::{ContentHash, files_of};
 
 /// Reads the configuration; called again for every reload.
@@ -76,7 +79,7 @@ pub struct Reloader {
     tickets: Arc<dyn ProducesTickets>,
     labels: ClusterLabels,
     /// For each cluster of the current snapshot.
-    front_proxies: Vec<Option<Arc<FrontProxy>>>,
+    namings: Vec<Option<UserNaming>>,
     /// Of the current snapshot: cancelled when another one is in use.
     replaced: CancellationToken,
     /// Of older snapshots.
@@ -117,7 +120,7 @@ impl Reloader {
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         let clusters = build_clusters(&material, None, &mut labels)?;
-        let front_proxies = build_front_proxies(&material, &clusters, None);
+        let namings = build_namings(&material, &clusters, None);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
             material: Arc::new(material),
@@ -132,7 +135,7 @@ impl Reloader {
         let reloader = Self {
             tickets,
             labels,
-            front_proxies,
+            namings,
             replaced: CancellationToken::new(),
             retired: Vec::new(),
             started: config.clone(),
@@ -192,6 +195,7 @@ impl Reloader {
     /// Reads everything again. Returns `None` if nothing changed or the reload failed. The log says why it failed,
     /// once per reason.
     pub fn reload(&mut self, source: &ConfigLoader, now: SystemTime) -> Option<Snapshot> {
+        self.renew_tokens();
         let mut result = self.try_reload(source, now);
         for _ in 0..MAX_RETRIES {
             // While the proxy reads, files may be replaced one by one. Old and new files do not fit together.
@@ -230,6 +234,21 @@ impl Reloader {
         }
     }
 
+    /// Reads the tokens of impersonation again. Nothing else has to be valid for that: a token expires within the hour in
+    /// which a new one replaces it, and a fault elsewhere may take longer to fix.
+    fn renew_tokens(&self) {
+        for token in self.report.material.tokens() {
+            if token.renew() {
+                match token.problem() {
+                    Some(problem) => warn!(problem, "impersonation token unusable"),
+                    None => {
+                        info!(file = %quote::path(token.path()), "new impersonation token in use")
+                    }
+                }
+            }
+        }
+    }
+
     fn clear_failure(&mut self) {
         if self.report.failure.take().is_some() {
             info!("reload works again");
@@ -263,7 +282,7 @@ impl Reloader {
         let mut labels = self.labels.clone();
         let clusters = build_clusters(&material, Some(self), &mut labels)?;
         self.labels = labels;
-        let front_proxies = build_front_proxies(&material, &clusters, Some(self));
+        let namings = build_namings(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()
             && clusters
                 .iter()
@@ -276,6 +295,7 @@ impl Reloader {
             && same_hosts
             && changes.settings.is_empty()
             && material.presents_the_same(&self.report.material)
+            && material.publications == self.report.material.publications
             && material.has_same_clients(&self.report.material);
         if !unchanged {
             self.changes = changes;
@@ -288,7 +308,7 @@ impl Reloader {
         self.valid_until = material.next_expiry(now);
         (self.config, self.files) = (config, files);
         (self.report.material, self.report.clusters) = (Arc::new(material), clusters);
-        self.front_proxies = front_proxies;
+        self.namings = namings;
         if unchanged {
             return Ok(None);
         }
@@ -349,9 +369,13 @@ impl Reloader {
         let configured = clusters.iter().zip(&material.clusters);
         let mut terminated = Vec::new();
         // First, so that a passthrough host is never terminated because a certificate has its name.
-        for ((cluster, (config, _)), certificates) in configured.zip(certificates) {
+        let publications = material.publications.iter();
+        for (((cluster, (config, _)), certificates), publication) in
+            configured.zip(certificates).zip(publications)
+        {
             let route = Route {
                 access: AccessRules::new(&config.name, &config.access),
+                published: publication.as_ref().map(|one| one.kubeconfig.clone()),
                 ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
             };
             let route = Arc::new(route);
@@ -388,13 +412,13 @@ impl Reloader {
     fn client_certificates(&self) -> Vec<Option<Arc<ClientCertificates>>> {
         let material = &self.report.material;
         let clusters = material.clusters.iter().zip(&material.client_certificates);
-        let each = clusters.zip(&self.front_proxies);
-        each.map(|(((config, _), clients), front_proxy)| {
-            let (clients, front_proxy) = (clients.as_ref()?, front_proxy.as_ref()?);
+        let each = clusters.zip(&self.namings);
+        each.map(|(((config, _), clients), naming)| {
+            let (clients, naming) = (clients.as_ref()?, naming.as_ref()?);
             let section = config.client_certificates.as_ref()?;
             let certificates = ClientCertificates::new(
                 Arc::clone(&clients.ca),
-                Arc::clone(front_proxy),
+                naming.clone(),
                 Arc::new(asking_server_config(
                     &material.identities,
                     clients.ca.names(),

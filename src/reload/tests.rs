@@ -14,7 +14,7 @@ use crate::{
     cidr::AddressList,
     config::{
         Capacity, ClientCertificatesConfig, ClusterConfig, IdentityFiles, Limits, LogConfig,
-        LogFormat, LoggedUser, RequestHost, Timeouts, TrustSource,
+        LogFormat, LoggedUser, NamingConfig, RequestHost, Timeouts, TrustSource,
     },
 };
 
@@ -72,6 +72,7 @@ impl World {
                 trust: TrustSource::File(file("ca.crt")),
                 client_certificates: None,
                 access: Vec::new(),
+                publish: None,
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),
@@ -309,7 +310,7 @@ fn client_ca_that_issued_front_proxy_gives_a_warning() {
     config.clusters[0].client_certificates = Some(ClientCertificatesConfig {
         ca: world.dir.write("users.crt", users.pem()),
         crl: None,
-        front_proxy: IdentityFiles { certificate, key },
+        naming: NamingConfig::FrontProxy(IdentityFiles { certificate, key }),
         allow_system: false,
     });
     let warnings = || {

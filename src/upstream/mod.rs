@@ -20,6 +20,7 @@ mod request_body;
 mod sockets;
 mod tls;
 mod upload_pace;
+mod user_naming;
 
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
@@ -34,13 +35,17 @@ pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
-pub use front_proxy::{FrontProxy, RemoteUser, UpstreamRequest};
+pub use front_proxy::FrontProxy;
 pub(crate) use http2_body::UnreadBody;
 pub use lease::{ClientLeases, Origin, ResponseBody};
 pub(crate) use passthrough::{NoAnswer, PassedHello};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError, WrongKeyError};
+pub use user_naming::{
+    Impersonator, NamingError, NamingRight, RemoteUser, UpstreamRequest, UserNaming,
+    is_impersonating,
+};
 
 /// The fuzz body of this module: the frames of HTTP/2.
 pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;

@@ -1,11 +1,13 @@
 //! Users with client certificates: their files, and who they are for the apiserver.
 
+use std::path::{Path, PathBuf};
+
 use http::{Request, Response, StatusCode};
 use serde_json::json;
 use standin::{
     kubernetes::Kubernetes,
     pki::Ca,
-    upstream::{Builder, RequestBody, ResponseBody, full},
+    upstream::{Builder, RequestBody, ResponseBody, Upstream, full},
 };
 
 use crate::world::{APISERVER, RunResult, World, check, flags, path};
@@ -43,17 +45,24 @@ fn review(request: &Request<RequestBody>, belief: Belief) -> Response<ResponseBo
             .map(|line| line.to_str().unwrap().to_owned())
             .collect()
     };
-    let user = all("x-remote-user");
+    let impersonates = all("authorization") == ["Bearer proxy-token"];
+    let prefix = if impersonates {
+        "impersonate"
+    } else {
+        "x-remote"
+    };
+    let user = all(&format!("{prefix}-user"));
     let by_proxy = !user.is_empty();
     let (status, info) = if by_proxy && belief == Belief::Nothing {
-        (StatusCode::UNAUTHORIZED, json!(null))
+        let refused = if impersonates { 403 } else { 401 };
+        (StatusCode::from_u16(refused).unwrap(), json!(null))
     } else if by_proxy {
         let uid = if belief == Belief::All {
-            all("x-remote-uid")
+            all(&format!("{prefix}-uid"))
         } else {
             Vec::new()
         };
-        let groups = all("x-remote-group");
+        let groups = all(&format!("{prefix}-group"));
         let info = json!({"username": user.concat(), "uid": uid.concat(), "groups": groups});
         (StatusCode::CREATED, info)
     } else {
@@ -66,16 +75,10 @@ fn review(request: &Request<RequestBody>, belief: Belief) -> Response<ResponseBo
     response
 }
 
-/// Checks a proxy with `clientCertificates` in front of this apiserver, with a certificate that this CA has issued.
-async fn run(world: &World, belief: Belief, users: &Ca, issuer: &Ca, crl: &str) -> RunResult {
-    let upstream = apiserver(world, belief).start().await;
-    // Writes the files that the configuration names.
+/// Writes a configuration with `clientCertificates` that ends with these lines, and the files that it names.
+fn configuration(world: &World, upstream: &Upstream, users: &Ca, naming: &str) -> PathBuf {
     world.flags(upstream.address());
     world.dir.write("users.crt", users.pem());
-    let front_proxies = Ca::new("front-proxy-ca");
-    front_proxies
-        .client("front-proxy", &[])
-        .write(&world.dir, "front-proxy");
     let config = format!(
         "listen: [\"127.0.0.1:0\"]
 certificates: [{{ certificate: public.crt, key: public.key }}]
@@ -84,22 +87,23 @@ clusters:
   upstream: {{ url: \"https://{}\", ca: cluster-ca.crt, name: {APISERVER} }}
   clientCertificates:
     ca: users.crt
-{crl}    frontProxy: {{ certificate: front-proxy.crt, key: front-proxy.key }}
-",
+{naming}",
         upstream.address()
     );
-    let file = world.dir.write("config.yaml", config);
-    let jane = issuer.leaf(&[]).client_auth().common_name("jane");
-    let jane = jane.organizations(&["developers"]);
-    let jane = jane
-        .attribute(&[1, 3, 6, 1, 4, 1, 57683, 2], "7d1a")
-        .build();
-    let (certificate, key) = jane.write(&world.dir, "jane");
-    let client = [
-        ("--config", path(&file)),
-        ("--client-cert", path(&certificate)),
-        ("--client-key", path(&key)),
-    ];
+    world.dir.write("config.yaml", config)
+}
+
+/// Checks a front proxy for this apiserver, with a certificate that this CA has issued.
+async fn run(world: &World, belief: Belief, users: &Ca, issuer: &Ca, crl: &str) -> RunResult {
+    let upstream = apiserver(world, belief).start().await;
+    let front_proxies = Ca::new("front-proxy-ca");
+    front_proxies
+        .client("front-proxy", &[])
+        .write(&world.dir, "front-proxy");
+    let front_proxy = "    frontProxy: { certificate: front-proxy.crt, key: front-proxy.key }\n";
+    let file = configuration(world, &upstream, users, &format!("{crl}{front_proxy}"));
+    let jane_files = jane(world, issuer);
+    let client = with_client(&file, &jane_files);
     let result = check(&[flags(&client), world.clients_trust()].concat(), &[]).await;
     let front_proxy = upstream.connections();
     let uses_certificate =
@@ -110,6 +114,105 @@ clusters:
         result.stdout
     );
     result
+}
+
+/// Checks a proxy that impersonates with the token in this file, with a certificate of `users` or without any.
+async fn run_impersonating(
+    world: &World,
+    belief: Belief,
+    token: Option<&str>,
+    with_certificate: bool,
+) -> RunResult {
+    let (users, upstream) = (Ca::new("users"), apiserver(world, belief).start().await);
+    if let Some(token) = token {
+        world.dir.write("token", token);
+    }
+    let naming = "    impersonate: { tokenFile: token }\n";
+    let file = configuration(world, &upstream, &users, naming);
+    let jane_files = jane(world, &users);
+    let mut client = with_client(&file, &jane_files);
+    if !with_certificate {
+        client.truncate(1);
+    }
+    let result = check(&[flags(&client), world.clients_trust()].concat(), &[]).await;
+    for request in upstream.requests() {
+        let is_ours = request.lines("authorization") == ["Bearer proxy-token"];
+        let users = request.lines("impersonate-user").len();
+        assert_eq!(users, usize::from(is_ours), "{request:?}");
+    }
+    result
+}
+
+/// The files of a certificate of Jane.
+fn jane(world: &World, issuer: &Ca) -> (PathBuf, PathBuf) {
+    let jane = issuer.leaf(&[]).client_auth().common_name("jane");
+    let jane = jane.organizations(&["developers"]);
+    let jane = jane
+        .attribute(&[1, 3, 6, 1, 4, 1, 57683, 2], "7d1a")
+        .build();
+    jane.write(&world.dir, "jane")
+}
+
+/// The flags for this configuration and this certificate.
+fn with_client<'a>(
+    file: &'a Path,
+    (certificate, key): &'a (PathBuf, PathBuf),
+) -> Vec<(&'static str, &'a str)> {
+    vec![
+        ("--config", path(file)),
+        ("--client-cert", path(certificate)),
+        ("--client-key", path(key)),
+    ]
+}
+
+#[tokio::test]
+async fn same_user_direct_and_by_impersonation_passes() {
+    let world = World::new();
+    let result = run_impersonating(&world, Belief::All, Some("proxy-token\n"), true).await;
+    assert_eq!(result.code, 0, "{}{}", result.stdout, result.stderr);
+    let [clients] = &result.of("clients")[..] else {
+        panic!("{}", result.stdout);
+    };
+    let text = "are impersonated with the token in";
+    assert!(clients.message.contains(text), "{clients:?}");
+    let [whoami] = &result.of("whoami")[..] else {
+        panic!("{}", result.stdout);
+    };
+    assert_eq!(whoami.mark, '✓');
+    assert!(whoami.message.ends_with("by impersonation"), "{whoami:?}");
+}
+
+/// Without the certificate of a user, the apiserver is asked about an invented one.
+#[tokio::test]
+async fn check_asks_whether_the_token_may_impersonate() {
+    let world = World::new();
+    let result = run_impersonating(&world, Belief::All, Some("proxy-token"), false).await;
+    assert_eq!(result.code, 0, "{}{}", result.stdout, result.stderr);
+    let [whoami] = &result.of("whoami")[..] else {
+        panic!("{}", result.stdout);
+    };
+    assert_eq!(whoami.mark, '✓');
+    assert!(whoami.message.contains("may impersonate"), "{whoami:?}");
+    let result = run_impersonating(&world, Belief::Nothing, Some("proxy-token"), false).await;
+    let text = "the token may not impersonate any user";
+    result.assert_finding(0, '!', "whoami", text, "ClusterRole");
+}
+
+#[tokio::test]
+async fn faults_of_impersonation_are_found() {
+    for (token, text, fix) in [
+        (None, "no such file", "check the path"),
+        (Some(""), "it is empty", "ServiceAccount"),
+        (Some("secret secret"), "it has a blank", "without `Bearer`"),
+    ] {
+        let result = run_impersonating(&World::new(), Belief::All, token, true).await;
+        result.assert_finding(1, '✗', "clients", text, fix);
+        assert!(!result.stdout.contains("secret"), "{}", result.stdout);
+    }
+    let world = World::new();
+    let result = run_impersonating(&world, Belief::Nothing, Some("proxy-token"), true).await;
+    let text = "the token may not impersonate this user";
+    result.assert_finding(1, '✗', "whoami", text, "ClusterRole");
 }
 
 #[tokio::test]

@@ -21,6 +21,11 @@ import (
 // clients share.
 type target struct {
 	server, ca, token string
+	// serverName is the name to verify, and to ask for in the SNI. It is the host
+	// of the server when it is empty.
+	serverName string
+	// certificate and key are the files of a client certificate, or empty.
+	certificate, key string
 	// from is the local address to connect from, or empty.
 	from    string
 	headers headerFlag
@@ -36,6 +41,9 @@ func (t *target) flags(name string) *flag.FlagSet {
 	flags.StringVar(&t.server, "server", "", "base URL of the server")
 	flags.StringVar(&t.ca, "ca", "", "file with the certificates to trust")
 	flags.StringVar(&t.token, "token", "", "bearer token; none is sent when it is empty")
+	flags.StringVar(&t.serverName, "server-name", "", "name of the server instead of its host")
+	flags.StringVar(&t.certificate, "cert", "", "file with a client certificate")
+	flags.StringVar(&t.key, "key", "", "file with the key of the client certificate")
 	flags.StringVar(&t.from, "from", "", "local `address` to connect from")
 	flags.Var(&t.headers, "header", "`name: value` to send; may be repeated")
 	flags.BoolVar(&t.http1, "http1", false, "speak HTTP/1.1 instead of HTTP/2")
@@ -52,6 +60,14 @@ func (t *target) client() (*http.Client, error) {
 	if !roots.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s contains no certificate", t.ca)
 	}
+	config := &tls.Config{RootCAs: roots, ServerName: t.serverName}
+	if t.certificate != "" {
+		identity, err := tls.LoadX509KeyPair(t.certificate, t.key)
+		if err != nil {
+			return nil, err
+		}
+		config.Certificates = []tls.Certificate{identity}
+	}
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(t.http1)
 	protocols.SetHTTP2(!t.http1)
@@ -60,7 +76,7 @@ func (t *target) client() (*http.Client, error) {
 		dialer.LocalAddr = &net.TCPAddr{IP: net.ParseIP(t.from)}
 	}
 	transport := &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: roots},
+		TLSClientConfig: config,
 		Protocols:       protocols,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			t.connections.Add(1)
@@ -97,17 +113,29 @@ func (h *headerFlag) Set(value string) error {
 	return nil
 }
 
-// fetch sends one GET and prints the whole response, headers included.
+// fetch sends one GET and prints the whole response, headers included. With
+// -resume it sends another one before, and offers to resume its TLS session.
 func fetch(args []string) error {
 	t := target{timeout: 30 * time.Second}
 	flags := t.flags("fetch")
 	path := flags.String("path", "/version", "path and query")
+	resume := flags.Bool("resume", false, "offer the TLS session of an earlier connection")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	client, err := t.client()
 	if err != nil {
 		return err
+	}
+	if *resume {
+		transport := client.Transport.(*http.Transport)
+		transport.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(1)
+		first, err := t.request(context.Background(), *path)
+		if err != nil {
+			return err
+		}
+		newTally().try(client, first)
+		transport.CloseIdleConnections()
 	}
 	request, err := t.request(context.Background(), *path)
 	if err != nil {
@@ -124,7 +152,7 @@ func fetch(args []string) error {
 	}
 	return printJSON(map[string]any{
 		"status": response.StatusCode, "protocol": response.Proto,
-		"headers": response.Header, "body": string(body),
+		"headers": response.Header, "body": string(body), "resumed": response.TLS.DidResume,
 		// The hash of the received bytes, for a body that is not text.
 		"bytes": len(body), "sha256": fmt.Sprintf("%x", sha256.Sum256(body)),
 	})

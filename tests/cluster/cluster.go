@@ -28,6 +28,7 @@ type cluster struct {
 	// second is another apiserver with the same data, if the parent has asked for it.
 	second *component
 
+	issuers       *issuers
 	dir           string
 	apiserverArgs []string
 	port          *reservedPort
@@ -120,6 +121,7 @@ func startCluster(ctx context.Context) (_ *cluster, err error) {
 		UserCertificate: user.certFile, UserKey: user.keyFile,
 		FrontProxyCertificate: filepath.Join(c.dir, frontProxyFiles+".crt"),
 		FrontProxyKey:         filepath.Join(c.dir, frontProxyFiles+".key"),
+		Issuers:               c.issuers.all,
 		AggregatedPath:        aggregatedPath,
 	}
 	return c, nil
@@ -137,11 +139,15 @@ func (c *cluster) startEtcdAndAPIServer(ctx context.Context, ca *authority, caFi
 	}
 	c.undo = append(c.undo, c.etcd.kill)
 
+	if c.issuers, err = startIssuers(c.dir, ca); err != nil {
+		return err
+	}
+	c.undo = append(c.undo, c.issuers.close)
 	if c.port, err = reservePort(); err != nil {
 		return err
 	}
 	c.undo = append(c.undo, c.port.release)
-	if c.apiserverArgs, err = apiserverArgs(c.dir, ca, caFile, c.port, etcdPort); err != nil {
+	if c.apiserverArgs, err = apiserverArgs(c.dir, ca, caFile, c.issuers.config, c.port, etcdPort); err != nil {
 		return err
 	}
 	admin, err := ca.issue(c.dir, "admin", pkix.Name{CommonName: "fixture", Organization: []string{"system:masters"}})
@@ -171,7 +177,10 @@ func (c *cluster) startAPIServer(ctx context.Context) (err error) {
 	if c.apiserver, err = startComponent("kube-apiserver", c.dir, c.apiserverArgs); err != nil {
 		return err
 	}
-	return c.waitUntilReady(ctx, c.apiserver, c.client)
+	if err := c.waitUntilReady(ctx, c.apiserver, c.client); err != nil {
+		return err
+	}
+	return c.issuers.waitUntilTrusted(ctx, c.admin)
 }
 
 // startSecondAPIServer starts another apiserver with the same data and settings,

@@ -40,7 +40,7 @@ const frontProxyFiles = "front-proxy"
 // apiserverArgs writes the files that kube-apiserver needs and returns its flags.
 // All other settings keep their defaults, above all the feature gates, the limits
 // of HTTP/2, and anonymous authentication.
-func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reservedPort) ([]string, error) {
+func apiserverArgs(dir string, ca *authority, caFile, authenticationConfig string, port, etcd *reservedPort) ([]string, error) {
 	serving, err := ca.issue(dir, "apiserver", pkix.Name{CommonName: "kube-apiserver"},
 		"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1")
 	if err != nil {
@@ -92,6 +92,7 @@ func apiserverArgs(dir string, ca *authority, caFile string, port, etcd *reserve
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file=" + publicKey,
 		"--service-account-signing-key-file=" + privateKey,
+		"--authentication-config=" + authenticationConfig,
 		"--authorization-mode=RBAC",
 		"--audit-log-path=" + filepath.Join(dir, "audit.log"),
 		"--audit-policy-file=" + policy,

@@ -40,6 +40,8 @@ type announcement struct {
 	// apiserver believes.
 	FrontProxyCertificate string `json:"frontProxyCertificate"`
 	FrontProxyKey         string `json:"frontProxyKey"`
+	// Issuers are two identity providers that the apiserver trusts.
+	Issuers []*issuer `json:"issuers"`
 	// AggregatedPath is a path that an aggregated apiserver serves.
 	AggregatedPath string `json:"aggregatedPath"`
 }

@@ -38,6 +38,7 @@ mod logs;
 #[cfg(target_os = "linux")]
 mod memory;
 mod passthrough;
+mod published;
 mod reloading;
 mod retry;
 mod smuggling;

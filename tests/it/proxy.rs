@@ -116,6 +116,7 @@ impl World {
                 trust: TrustSource::File(ca),
                 client_certificates: None,
                 access: Vec::new(),
+                publish: None,
             }],
             limits: Limits::default(),
             capacity: Capacity::default(),

@@ -44,7 +44,7 @@ def certificates():
 def make_certificates(folder, name, host):
     """Makes a CA, and a certificate for `host` signed by it."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    (folder / "leaf.cnf").write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\nsubjectAltName=DNS:{host}\n")
+    (folder / "leaf.cnf").write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=DNS:{host}\n")
     for command in (
         ["req", "-x509", *key, "-days", "30", "-subj", f"/CN={name} CA", "-keyout", f"{name}-ca.key", "-out", f"{name}-ca.crt"],
         ["req", "-new", *key, "-subj", f"/CN={host}", "-keyout", f"{name}.key", "-out", f"{name}.csr"],
@@ -52,6 +52,15 @@ def make_certificates(folder, name, host):
         + ["-days", "30", "-extfile", "leaf.cnf", "-out", f"{name}.crt"],
     ):
         subprocess.run(["openssl", *command], check=True, capture_output=True, cwd=folder)
+
+
+def make_revocation_list(folder, name):
+    """Makes an empty revocation list of the CA `name`."""
+    (folder / "index.txt").write_text("")
+    (folder / "ca.cnf").write_text("[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\ndefault_md=sha256\ncrl_extensions=list\n[list]\nauthorityKeyIdentifier=keyid\n")
+    signer = ["-cert", f"{name}-ca.crt", "-keyfile", f"{name}-ca.key"]
+    command = ["openssl", "ca", "-config", "ca.cnf", "-gencrl", "-crldays", "30", *signer, "-out", f"{name}.crl"]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
 
 
 class Apiserver:

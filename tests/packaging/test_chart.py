@@ -24,6 +24,8 @@ def comparable(objects):
             for container in each["spec"]["template"]["spec"]["containers"]:
                 del container["image"]
                 container.pop("imagePullPolicy", None)
+        if kind == "ConfigMap":
+            each["data"] = {name: yaml.safe_load(text) for name, text in each["data"].items()}
         drop_labels(each)
     return objects
 
@@ -39,9 +41,28 @@ def drop_labels(value):
             drop_labels(each)
 
 
+def permissions(rules):
+    """Each single permission of a role, in whatever rules it is written."""
+    found = set()
+    for rule in rules:
+        places = [(group, name) for group in rule.get("apiGroups", []) for name in rule.get("resources", [])]
+        places += [("url", url) for url in rule.get("nonResourceURLs", [])]
+        names = tuple(rule.get("resourceNames", []))
+        found |= {(place, names, verb) for place in places for verb in rule["verbs"]}
+    return found
+
+
 def pod_of(objects):
     return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
 
+
+# Settings that let the proxy impersonate users with client certificates.
+IMPERSONATION = [
+    'clientCertificates.ca.configMap="client-ca"',
+    "clientCertificates.impersonate.enabled=true",
+    'clientCertificates.impersonate.groups=["developers"]',
+    "serviceAccount.create=true",
+]
 
 # Settings that create every object that the chart can create.
 EVERYTHING = [
@@ -56,6 +77,18 @@ EVERYTHING = [
     'config={"limits": {"headerFields": 256}}',
     'extraObjects=[{"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "mine"}}]',
 ]
+
+
+OWN_SECTION = '{"ca": "/a", "frontProxy": {"certificate": "/b", "key": "/c"}}'
+CLIENT_CERTIFICATES = [
+    'clientCertificates.ca.configMap="client-ca"',
+    'clientCertificates.frontProxy.secret="front-proxy"',
+]
+
+
+def config_of(objects):
+    """The configuration file in the ConfigMap of the release."""
+    return yaml.safe_load(objects["ConfigMap", "kube-tls-proxy"]["data"]["kube-tls-proxy.yaml"])
 
 
 class Chart(unittest.TestCase):
@@ -73,6 +106,11 @@ class Chart(unittest.TestCase):
         del wanted["Namespace", "kube-tls-proxy"]
         settings = ["serviceMonitor.enabled=true", "certificate.enabled=true", 'certificate.dnsNames=["kube.example.com"]']
         self.assertEqual(comparable(rendered.chart(*settings)), wanted)
+
+    def test_client_certificates_render_their_overlay(self):
+        wanted = comparable(rendered.kustomize("overlays/client-certificates"))
+        del wanted["Namespace", "kube-tls-proxy"]
+        self.assertEqual(comparable(rendered.chart(*CLIENT_CERTIFICATES)), wanted)
 
     def test_helm_lint_reports_nothing(self):
         subprocess.run(["helm", "lint", "--strict", "--quiet", rendered.CHART], check=True, capture_output=True, timeout=120)
@@ -125,6 +163,63 @@ class Chart(unittest.TestCase):
             "KUBE_TLS_PROXY_TRUSTED_PROXIES": "10.1.0.0/24",
         }
         self.assertEqual(more, wanted)
+
+    def test_address_lists_are_an_entry_of_listen(self):
+        lists = {"allow": ["203.0.113.0/24", "2001:db8::/32"], "deny": ["203.0.113.66"]}
+        for ipv6, address in [("true", "[::]:8443"), ("false", "0.0.0.0:8443")]:
+            objects = rendered.chart(f"listen={json.dumps(lists)}", f"ipv6={ipv6}")
+            self.assertEqual(config_of(objects), {"listen": [{"address": address} | lists]})
+            # The proxy refuses a flag or variable that would open the port beside the lists.
+            environment = rendered.environment(pod_of(objects)["containers"][0])
+            self.assertNotIn("KUBE_TLS_PROXY_LISTEN", environment)
+            self.assertIn("KUBE_TLS_PROXY_CONFIG", environment)
+
+    def test_pods_do_not_restart_for_a_change_of_the_address_lists(self):
+        def template(deny):
+            objects = rendered.chart(f"listen.deny={json.dumps(deny)}", 'config={"limits": {"headerFields": 256}}')
+            return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]
+
+        self.assertEqual(template(["192.0.2.1"]), template(["192.0.2.2", "192.0.2.3"]))
+
+    def test_client_certificates_have_their_files_mounted(self):
+        objects = rendered.chart(
+            'clientCertificates.ca={"secret": "users", "key": "tls.crt"}',
+            'clientCertificates.crl={"configMap": "123", "key": "users.crl"}',
+            'clientCertificates.frontProxy.secret="front-proxy"',
+            "clientCertificates.allowSystem=true",
+        )
+        pod = pod_of(objects)
+        mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        (cluster,) = config_of(objects)["clusters"]
+        ca, crl, own = (mounts[f"client-certificates-{name}"] for name in ("ca", "crl", "front-proxy"))
+        self.assertEqual(
+            cluster["clientCertificates"],
+            {
+                "ca": f"{ca}/tls.crt",
+                "crl": f"{crl}/users.crl",
+                "frontProxy": {"certificate": f"{own}/tls.crt", "key": f"{own}/tls.key"},
+                "allowSystem": True,
+            },
+        )
+        # A path below a volume (`subPath`) would never change, and a Secret of a CA may have its private key.
+        self.assertFalse([mount for mount in pod["containers"][0]["volumeMounts"] if "subPath" in mount])
+        volumes = {volume["name"].removeprefix("client-certificates-"): volume for volume in pod["volumes"]}
+        items = {"items": [{"key": "tls.crt", "path": "tls.crt"}]}
+        self.assertEqual(volumes["ca"]["secret"], {"secretName": "users", "defaultMode": 0o440} | items)
+        items = {"items": [{"key": "users.crl", "path": "users.crl"}]}
+        self.assertEqual(volumes["crl"]["configMap"], {"name": "123"} | items)
+        self.assertEqual(volumes["front-proxy"]["secret"], {"secretName": "front-proxy", "defaultMode": 0o440})
+
+    def test_client_certificates_are_for_the_cluster_of_the_pod_alone(self):
+        clusters = [
+            {"name": "here", "inCluster": True, "hosts": ["a.example.com"], "access": [{"allow": {}}]},
+            {"name": "direct", "inCluster": True, "passthrough": True, "hosts": ["kubernetes"]},
+            {"name": "other", "hosts": ["b.example.com"], "kubeconfig": "/other/config"},
+        ]
+        objects = rendered.chart(f'config={{"clusters": {json.dumps(clusters)}}}', *CLIENT_CERTIFICATES)
+        here, *others = config_of(objects)["clusters"]
+        self.assertIn("frontProxy", here.pop("clientCertificates"))
+        self.assertEqual([here, *others], clusters)
 
     def test_pods_restart_only_for_settings_that_need_a_restart(self):
         def checksum(config):
@@ -216,6 +311,30 @@ class Chart(unittest.TestCase):
         self.assertEqual(account["metadata"]["annotations"], {"a": "b"})
         self.assertEqual(pod_of(objects)["serviceAccountName"], "kube-tls-proxy")
         self.assertEqual(pod_of(rendered.chart('serviceAccount.name="mine"'))["serviceAccountName"], "mine")
+
+    def test_impersonation_renders_the_overlay(self):
+        wanted = comparable(rendered.kustomize("overlays/impersonation"))
+        del wanted["Namespace", "kube-tls-proxy"]
+        objects = comparable(rendered.chart(*IMPERSONATION))
+        # The names are of one release in one namespace, because roles have no namespace.
+        name = "kube-tls-proxy-kube-tls-proxy-impersonation"
+        for kind in ("ClusterRole", "ClusterRoleBinding"):
+            wanted[kind, name] = wanted.pop((kind, "kube-tls-proxy-impersonation"))
+            wanted[kind, name]["metadata"]["name"] = name
+        wanted["ClusterRoleBinding", name]["roleRef"]["name"] = name
+        roles = [objects.pop(("ClusterRole", name)), wanted.pop(("ClusterRole", name))]
+        self.assertEqual(*[permissions(role["rules"]) for role in roles])
+        self.assertEqual(objects, wanted)
+
+    def test_older_impersonation_is_the_older_role(self):
+        (document, _) = yaml.safe_load_all((rendered.KUBERNETES / "components/impersonation/older-role.yaml").read_text())
+        settings = [*IMPERSONATION, "clientCertificates.impersonate.older=true"]
+        name = "kube-tls-proxy-kube-tls-proxy-impersonation"
+        role = rendered.chart(*settings)["ClusterRole", name]
+        self.assertEqual(permissions(role["rules"]), permissions(document["rules"]))
+        role = rendered.chart(*settings, 'clientCertificates.impersonate.groups=["*"]')["ClusterRole", name]
+        groups = [rule for rule in role["rules"] if rule.get("resources") == ["groups"]]
+        self.assertEqual(groups, [{"apiGroups": [""], "resources": ["groups"], "verbs": ["impersonate"]}])
 
     def test_common_labels_are_everywhere_but_in_selectors(self):
         settings = ["commonLabels.team=\"platform\"", *EVERYTHING]
@@ -321,6 +440,9 @@ class Chart(unittest.TestCase):
             ('config={"timeouts": {"drain": "5"}}', "/config/timeouts"),
             ('config={"clusters": [{"name": "a", "upstream": {"url": "http://a"}}]}', "/config/clusters/0"),
             ('config={"log": {"acces": false}}', "acces"),
+            ('listen.allow=["everyone"]', "/listen/allow/0"),
+            ('clientCertificates.ca.key="a/b"', "/clientCertificates/ca/key"),
+            ('clientCertificates.frontProxy.secret="Front"', "/clientCertificates/frontProxy/secret"),
         ]:
             error = rendered.values_error(setting)
             self.assertIsNotNone(error, f"helm accepted {setting}")
@@ -343,6 +465,26 @@ class Chart(unittest.TestCase):
             (["service.nodePort=30443", 'service.type="ClusterIP"'], "service.nodePort: "),
             (['service.loadBalancerIP="192.0.2.7"', 'service.type="NodePort"'], "service.loadBalancerIP: "),
             (["tlsRoute.enabled=true"], "tlsRoute.parentRefs: name the Gateway"),
+            (["listen.allow=[]"], "listen.allow: the list is empty, so no client would be served"),
+            (['clientCertificates.frontProxy.secret="f"'], "clientCertificates.ca: name the ConfigMap or Secret"),
+            (["clientCertificates.allowSystem=true"], "clientCertificates.ca: name the ConfigMap or Secret"),
+            (['clientCertificates.ca.configMap="c"'], "clientCertificates.frontProxy.secret: name the Secret"),
+            (['clientCertificates.ca={"configMap": "c", "secret": "s"}'], "clientCertificates.ca: give one of"),
+            (['clientCertificates.ca.secret="f"', 'clientCertificates.frontProxy.secret="f"'], "a ConfigMap or Secret of its own"),
+            ([*CLIENT_CERTIFICATES, 'config={"clusters": [{"name": "a"}]}'], "no cluster in config.clusters has `inCluster: true`"),
+            (
+                [*CLIENT_CERTIFICATES, 'config={"clusters": [{"name": "a", "inCluster": true, "clientCertificates": %s}]}' % OWN_SECTION],
+                "the cluster a in config.clusters has this section too",
+            ),
+            (
+                [*CLIENT_CERTIFICATES, 'extraEnv=[{"name": "KUBE_TLS_PROXY_UPSTREAM_NAME", "value": "x"}]'],
+                "clientCertificates: --upstream-name does not go together with it",
+            ),
+            ([*CLIENT_CERTIFICATES, 'extraArgs=["--host=a.example.com"]'], "clientCertificates: --host does not go together"),
+            ([*IMPERSONATION[1:]], "clientCertificates.ca: name the ConfigMap or Secret"),
+            ([*IMPERSONATION, 'clientCertificates.frontProxy.secret="f"'], "give one of `frontProxy.secret` and `impersonate.enabled`"),
+            ([*IMPERSONATION, "serviceAccount.create=false"], "set serviceAccount.create"),
+            ([*IMPERSONATION, "clientCertificates.impersonate.groups=[]"], "impersonate.groups: name the groups"),
             (["tlsRoute.enabled=true", 'tlsRoute.parentRefs=[{"name": "g"}]'], "tlsRoute.hostnames: "),
         ]:
             error = rendered.values_error(*settings)

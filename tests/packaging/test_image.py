@@ -141,22 +141,41 @@ def copy(source, target):
         shutil.copy2(source, target)
 
 
+# Values of the chart that write the configuration file, for a pod with every file that they mount.
+VALUES = [
+    'listen={"allow": ["127.0.0.0/8"], "deny": ["192.0.2.0/24"]}',
+    'clientCertificates.ca={"configMap": "client-ca"}',
+    'clientCertificates.frontProxy={"secret": "front-proxy"}',
+    'clientCertificates.crl={"secret": "revoked"}',
+    """config={"clusters": [
+        {"name": "here", "inCluster": true, "hosts": ["localhost"], "access": [{"allow": {}}]},
+        {"name": "direct", "inCluster": true, "passthrough": true, "hosts": ["kubernetes.default.svc"]}]}""",
+]
+
+
 class Running(unittest.TestCase):
     def test_image_serves_as_in_a_pod_and_stops_on_sigterm(self):
+        self.assert_runs("base")
+
+    def test_pod_of_the_chart_reads_every_file_that_it_mounts(self):
+        self.assert_runs("chart")
+
+    def assert_runs(self, source):
         if os.geteuid() != 0:
             self.skipTest("needs root for a root file system of another user")
-        done = stage.run_isolated(__file__)
+        done = stage.run_isolated(__file__, source)
         self.assertEqual(done.returncode, 0, f"{done.stdout}\n{done.stderr}")
         self.assertIn("exited with 0", done.stdout)
 
 
-def inside():
-    """Runs the last stage of the image in separate namespaces, as their root user."""
+def inside(source):
+    """Runs the last stage of the image in separate namespaces, as their root user, as a pod of the base or of the chart."""
     stage.set_up()
     root = stage.SCRATCH / "root"
     root.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "rootfs", root], check=True)
-    pod = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+    objects = rendered.kustomize("base") if source == "base" else rendered.chart(*VALUES)
+    pod = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
     user = pod["securityContext"]["runAsUser"]
 
     (entry,) = map(json.loads, all_of(RUN, "ENTRYPOINT"))
@@ -167,7 +186,7 @@ def inside():
     for name in ("proc", "dev", "tmp", "etc"):
         (root / name).mkdir(exist_ok=True)
     (root / "etc/passwd").write_text(f"nonroot:x:{user}:{user}:nonroot:/home/nonroot:/sbin/nologin\n")
-    apiserver = mount_files(root, pod, user)
+    apiserver = mount_files(root, pod, user, objects)
     subprocess.run(["mount", "-t", "proc", "proc", str(root / "proc")], check=True)
     subprocess.run(["mount", "-o", "remount,ro", root], check=True)
 
@@ -180,7 +199,7 @@ def inside():
         os.execve(arguments[0], arguments, environment)
     try:
         check_running_proxy(pid, user, apiserver)
-        run_check(root, user, entry[0], environment)
+        run_check(root, user, entry[0], environment, ["clients"] if source == "chart" else [])
         os.kill(pid, signal.SIGTERM)
         code = stage.wait_for_exit(pid, pod["terminationGracePeriodSeconds"])
     finally:
@@ -206,15 +225,23 @@ def libraries(binary):
     return found
 
 
-def mount_files(root, pod, user):
+def mount_files(root, pod, user, objects):
     """Creates the mounted files of the pod at their paths, and starts the stand-in for the apiserver."""
     mounts = {mount["name"]: root / mount["mountPath"].lstrip("/") for mount in pod["containers"][0]["volumeMounts"]}
     for path in mounts.values():
         path.mkdir(parents=True)
     outside = stage.certificates()
     shutil.copy(outside / "cluster-ca.crt", mounts["cluster-ca"] / "ca.crt")
-    for source, name in [("public.crt", "tls.crt"), ("public.key", "tls.key")]:
-        target = mounts["tls"] / name
+    keys = [("tls", "public.crt", "tls.crt"), ("tls", "public.key", "tls.key")]
+    if "config" in mounts:
+        for name, text in objects["ConfigMap", "kube-tls-proxy"]["data"].items():
+            (mounts["config"] / name).write_text(text)
+        stage.make_revocation_list(outside, "public")
+        shutil.copy(outside / "public-ca.crt", mounts["client-certificates-ca"] / "ca.crt")
+        keys += [("client-certificates-front-proxy", f"cluster.{kind}", f"tls.{kind}") for kind in ("crt", "key")]
+        keys.append(("client-certificates-crl", "public.crl", "ca.crl"))
+    for mount, source, name in keys:
+        target = mounts[mount] / name
         shutil.copy(outside / source, target)
         # The owner and the mode that fsGroup and defaultMode set.
         os.chown(target, 0, user)
@@ -237,7 +264,7 @@ def confine(root, user):
     assert libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0
 
 
-def run_check(root, user, program, environment):
+def run_check(root, user, program, environment, more):
     """Runs `check` without flags beside the running proxy, as `kubectl exec` does."""
     done = subprocess.run(
         [program, "check"],
@@ -248,7 +275,7 @@ def run_check(root, user, program, environment):
         timeout=2 * LIMIT,
     )
     # The stand-in is no apiserver, so not every check passes. The files, the port and the name of the apiserver must.
-    for line in ("certificate", "listen", "ca", "verify"):
+    for line in ("certificate", "listen", "ca", "verify", *more):
         found = re.search(rf"^ +✓ {line} .*$", done.stdout, re.MULTILINE)
         assert found, f"check has no ✓ {line}: {done.stdout}{done.stderr}"
 
@@ -278,6 +305,6 @@ def check_running_proxy(pid, user, apiserver):
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["inside"]:
-        inside()
+        inside(sys.argv[2])
     else:
         unittest.main()

@@ -160,6 +160,27 @@ class Overlays(unittest.TestCase):
         secrets = [volume["secret"]["secretName"] for volume in volumes if "secret" in volume]
         self.assertEqual([certificate["secretName"]], secrets)
 
+    def test_impersonation_mounts_a_token_that_its_role_is_for(self):
+        objects = rendered.kustomize("overlays/impersonation")
+        pod = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+        account = objects["ServiceAccount", pod["serviceAccountName"]]
+        subject = {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": NAMESPACE}
+        binding = objects["ClusterRoleBinding", "kube-tls-proxy-impersonation"]
+        self.assertEqual(binding["subjects"], [subject])
+        self.assertIn(("ClusterRole", binding["roleRef"]["name"]), objects)
+        self.assertIs(pod["automountServiceAccountToken"], False, "only the projected token is there")
+        page = (rendered.ROOT / "docs/client-certificates.md").read_text()
+        (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "impersonation"]
+        self.assertIn(f"tokenFile: {mount['mountPath']}/token }}", page)
+
+    def test_older_role_replaces_the_role(self):
+        folder = rendered.KUBERNETES / "components/impersonation"
+        new, older = ([*yaml.safe_load_all((folder / name).read_text())] for name in ("role.yaml", "older-role.yaml"))
+        self.assertEqual(new[1], older[1])
+        self.assertEqual(new[0]["metadata"], older[0]["metadata"])
+        verbs = {verb for rule in older[0]["rules"] for verb in rule["verbs"]}
+        self.assertEqual(verbs, {"impersonate"})
+
     def test_overlay_of_the_docs_can_be_rendered(self):
         documented = (rendered.ROOT / "docs/running.md").read_text()
         (block,) = re.findall(r"^    # kustomization.yaml\n((?:    .*\n)+)", documented, re.MULTILINE)

@@ -3,7 +3,6 @@
 //! The kubeconfig has no CA unless `--ca` gives one, and always `tls-server-name`: without any TLS setting, client-go
 //! uses a transport that never notices a dead connection.
 
-mod document;
 mod file;
 mod source;
 #[cfg(test)]
@@ -28,12 +27,12 @@ use crate::{
         load_yaml,
     },
     hosts::HostPattern,
+    kubeconfig_document::{
+        ForeignEntries, KubeconfigDocument, MergeError, entry_of, exec_user,
+        has_client_certificate, has_credential, only_certificates, text_at, to_yaml,
+    },
     pki::{PkiError, TrustAnchors},
     quote,
-};
-use document::{
-    ForeignEntries, KubeconfigDocument, MergeError, entry_of, has_client_certificate,
-    has_credential, text_at, to_yaml,
 };
 use file::{FileMode, OutputFile, WriteError, WrittenFile};
 use source::{CopiedContext, CopiedCredentials, INSTEAD};
@@ -325,22 +324,6 @@ fn cluster_ca(file: &Path, context: Option<&str>) -> Result<String, KubeconfigEr
     }
 }
 
-/// Returns the certificates in a PEM text, and nothing else of it.
-fn only_certificates(text: &[u8]) -> String {
-    let text = String::from_utf8_lossy(text);
-    let mut kept = String::new();
-    let mut is_inside = false;
-    for line in text.lines().map(str::trim_end) {
-        is_inside |= line.ends_with("-----BEGIN CERTIFICATE-----");
-        if is_inside {
-            kept.push_str(line.trim_start_matches('\u{feff}'));
-            kept.push('\n');
-        }
-        is_inside &= line != "-----END CERTIFICATE-----";
-    }
-    kept
-}
-
 /// Returns the remark about names that both kubeconfigs have. A merge in the same file refuses them.
 fn same_names(args: &KubeconfigArgs, source: &CopiedContext) -> Option<String> {
     (args.name.is_none() && !args.merge).then(|| {
@@ -363,12 +346,7 @@ fn user(
         return Ok(json!({ "token": token.secret() }));
     }
     if let Some(command) = &args.exec_command {
-        let mut user = json!({ "exec": {
-            "apiVersion": "client.authentication.k8s.io/v1",
-            "command": command,
-            "args": args.exec_args,
-            "interactiveMode": "IfAvailable",
-        }});
+        let mut user = exec_user(command, &args.exec_args);
         if !args.exec_env.is_empty()
             && let Some(Value::Object(exec)) = user.get_mut("exec")
         {

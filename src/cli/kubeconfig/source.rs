@@ -7,9 +7,9 @@ use std::path::{Path, absolute};
 
 use serde_json::{Map, Value};
 
-use super::document::CLIENT_CERTIFICATE;
 use crate::{
     config::{ConfigError, Kubeconfig, NamedContext},
+    kubeconfig_document::CLIENT_CERTIFICATE,
     quote,
 };
 

@@ -74,7 +74,7 @@ fn bad_config_files() {
         ),
         (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, hints",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, publish, hints",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",
@@ -103,6 +103,14 @@ fn bad_config_files() {
         (
             "clusters:\n- name: a\n  hosts: [b]\n  passthrough: true\n  upstream: {url: 'https://a'}\n  clientCertificates: {ca: c, frontProxy: {certificate: d, key: e}}\n",
             "config file DIR/proxy.yaml, line 6, column 23: cluster `a` has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c}\n  clientCertificates: {ca: d}\n",
+            "config file DIR/proxy.yaml, line 4, column 23: cluster `a` must name the owners of client certificates in exactly one way; give one of `frontProxy` and `impersonate` in `clientCertificates`",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c}\n  clientCertificates: {ca: d, impersonate: {tokenFile: t}, frontProxy: {certificate: b, key: e}}\n",
+            "config file DIR/proxy.yaml, line 4, column 23: cluster `a` must name the owners of client certificates in exactly one way; give one of `frontProxy` and `impersonate` in `clientCertificates`",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c}\n  clientCertificates: {ca: d, frontProxy: {certificate: d, key: e}}\n",

@@ -249,6 +249,7 @@ fn start_block_lists_all_facts() {
         },
         client_certificates: None,
         access: Vec::new(),
+        publish: None,
     };
     let prod = cluster("prod", "10.0.0.1", &[]);
     let mut test = cluster("test", "fd00::1", &["test.example.com", "t.example.com"]);
@@ -262,7 +263,7 @@ fn start_block_lists_all_facts() {
         admin: Some("127.0.0.1:9090".parse().unwrap()),
         identities: &[&identity],
         clusters: &[(&prod, &trust), (&test, &trust)],
-        front_proxies: &[],
+        namings: &[],
         workers: NonZeroUsize::new(2).unwrap(),
         connections: 354,
         decided_by: ConnectionsBound::OpenFiles(1024),

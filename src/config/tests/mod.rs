@@ -5,6 +5,7 @@ mod documents;
 mod files;
 mod kubeconfigs;
 mod listen;
+mod publish;
 mod values;
 
 use std::{
@@ -114,6 +115,7 @@ fn flags_alone_give_defaults() {
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
                 access: Vec::new(),
+                publish: None,
             }],
             limits: Limits {
                 connections: 327,
@@ -376,6 +378,7 @@ clusters:
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
             access: Vec::new(),
+            publish: None,
         },
         ClusterConfig {
             name: "two".to_owned(),
@@ -391,6 +394,7 @@ clusters:
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
             access: Vec::new(),
+            publish: None,
         },
         ClusterConfig {
             name: "three".to_owned(),
@@ -406,6 +410,7 @@ clusters:
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
             access: Vec::new(),
+            publish: None,
         },
     ];
     assert_eq!(config.clusters, expected);

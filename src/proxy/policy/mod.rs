@@ -14,7 +14,10 @@ use crate::{
     clients::Throttled,
     config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
-    proxy::identity::{CertificateRefusal, ClientCertificates},
+    proxy::{
+        identity::{CertificateRefusal, ClientCertificates},
+        published::PublishedKubeconfig,
+    },
     upgrade_token::UpgradeToken,
     upstream::Cluster,
 };
@@ -39,6 +42,8 @@ pub struct Route {
     pub certificates: Option<Arc<ClientCertificates>>,
     /// Who may send what to it. `None`: every request may pass.
     pub access: Option<AccessRules>,
+    /// The kubeconfig that its hosts publish; `None` if they publish none.
+    pub published: Option<PublishedKubeconfig>,
 }
 
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
@@ -72,6 +77,7 @@ impl Route {
             cluster,
             access: None,
             certificates: None,
+            published: None,
         }
     }
 
@@ -253,12 +259,18 @@ pub enum Rejection {
     /// A client certificate that was presented for a host of another cluster, and no token.
     #[error("client certificate for a host of another cluster")]
     CertificateOfOtherHost,
+    /// The client of a certificate names another user, where the proxy itself impersonates the owner of the certificate.
+    #[error("impersonation beside a client certificate")]
+    Impersonation,
     /// Credentials that the apiserver and the proxy could read differently, where access rules look at them.
     #[error("{0}")]
     Credential(CredentialError),
     /// A path that the apiserver and a server before it could read differently, where access rules look at paths.
     #[error("path with more than one meaning")]
     AmbiguousPath,
+    /// A request for the published kubeconfig that is neither GET nor HEAD, or that is an upgrade.
+    #[error("published kubeconfig cannot be changed")]
+    PublishedMethod,
     /// A budget of its client is used up.
     #[error("client is over {}", .0.setting())]
     Throttled(Throttled),
@@ -293,8 +305,10 @@ impl Rejection {
             Self::UpgradeCheck => "upgrade_check",
             Self::Certificate(_) => "client_certificate",
             Self::CertificateOfOtherHost => "certificate_of_other_host",
+            Self::Impersonation => "impersonation",
             Self::Credential(_) => "credential",
             Self::AmbiguousPath => "ambiguous_path",
+            Self::PublishedMethod => "published_method",
             Self::Throttled(Throttled::Refused(_) | Throttled::Guesses(_)) => "client_unauthorized",
             Self::Throttled(Throttled::Requests(_)) => "client_requests",
         }

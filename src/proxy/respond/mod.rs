@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clients::Throttled,
-    upstream::{UploadError, UpstreamError, VerifyError},
+    upstream::{NamingError, UploadError, UpstreamError, VerifyError},
 };
 
 /// The content of an error response.
@@ -127,10 +127,13 @@ pub(super) fn respond(error: &Error, id: &RequestId, reader: Reader) -> Response
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     if status.code == StatusCode::METHOD_NOT_ALLOWED {
-        headers.insert(
-            header::ALLOW,
-            HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"),
-        );
+        let is_published = matches!(error, Error::Rejected(Rejection::PublishedMethod));
+        let allowed = if is_published {
+            "GET, HEAD"
+        } else {
+            "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
+        };
+        headers.insert(header::ALLOW, HeaderValue::from_static(allowed));
     }
     response
 }
@@ -147,12 +150,18 @@ fn error_status(error: &Error) -> ErrorStatus {
         Error::RedirectedUpgrade => bad_gateway(
             "the apiserver answered an upgrade request with a redirect, which the proxy does not follow",
         ),
-        Error::FrontProxyExpired => ErrorStatus {
-            // A person has to renew it.
+        Error::Naming(error) => ErrorStatus {
+            // A person has to fix it.
             retry_after: None,
-            ..unavailable(
-                "the front-proxy certificate of this proxy has expired; its operator must renew it, and until then a token works",
-            )
+            ..unavailable(match error {
+                NamingError::FrontProxyExpired => {
+                    "the front-proxy certificate of this proxy has expired; its operator must renew it, and until then a token works"
+                }
+                NamingError::NoToken => {
+                    "this proxy has no token with which it could impersonate the owner of the client certificate; its operator must \
+                     fix the token file, and until then a token of your own works"
+                }
+            })
         },
     }
 }
@@ -352,6 +361,12 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "the client certificate was presented for another host name, and counts only for requests to that one; \
              open another connection for this host name",
         ),
+        Rejection::Impersonation => ErrorStatus::new(
+            StatusCode::FORBIDDEN,
+            "Forbidden",
+            "the request has a client certificate, whose owner this proxy impersonates, so it cannot impersonate another user; \
+             remove `--as`, `--as-group` and `--as-uid`, or use a token",
+        ),
         Rejection::Throttled(throttled) => over_budget(throttled),
         Rejection::Credential(CredentialError::RepeatedAuthorization) => {
             bad_request("the request has more than one Authorization field; send one")
@@ -361,6 +376,11 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
         }
         Rejection::Credential(CredentialError::Claims) => bad_request(
             "the claims of the token are too long, are no JSON, or repeat a claim; get another token",
+        ),
+        Rejection::PublishedMethod => ErrorStatus::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "MethodNotAllowed",
+            "the proxy itself serves the kubeconfig at this path, to GET and HEAD without an upgrade",
         ),
         Rejection::AmbiguousPath => bad_request(
             "the path can be read in more than one way, and the access rules look at it; write it without escapes, \

@@ -59,7 +59,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
     ]
 }
 
-const REJECTIONS: [(Rejection, u16, &str); 24] = [
+const REJECTIONS: [(Rejection, u16, &str); 25] = [
     (Rejection::Connect, 405, "MethodNotAllowed"),
     (
         Rejection::HeaderFields(7),
@@ -96,6 +96,7 @@ const REJECTIONS: [(Rejection, u16, &str); 24] = [
         "Unauthorized",
     ),
     (Rejection::CertificateOfOtherHost, 421, "MisdirectedRequest"),
+    (Rejection::Impersonation, 403, "Forbidden"),
     (
         Rejection::Credential(CredentialError::RepeatedAuthorization),
         400,
@@ -121,7 +122,8 @@ fn all_errors() -> Vec<Error> {
     let others = [
         Error::UnexpectedProtocol,
         Error::RedirectedUpgrade,
-        Error::FrontProxyExpired,
+        Error::Naming(NamingError::FrontProxyExpired),
+        Error::Naming(NamingError::NoToken),
     ];
     let upstream = upstream_errors().into_iter().map(Error::from);
     rejections.chain(others).chain(upstream).collect()
@@ -202,7 +204,7 @@ async fn only_unprocessed_request_gets_retry_after() {
     assert_eq!(with, 7);
     for error in all_errors() {
         let (head, _) = parsed(&error).await;
-        let must_not_repeat = matches!(error, Error::Rejected(_) | Error::FrontProxyExpired);
+        let must_not_repeat = matches!(error, Error::Rejected(_) | Error::Naming(_));
         if head.status.as_u16() == BAD_GATEWAY || must_not_repeat {
             assert_eq!(head.headers.get(header::RETRY_AFTER), None, "{error:?}");
         }

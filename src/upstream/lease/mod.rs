@@ -33,11 +33,11 @@ use super::{
     UpstreamRequest,
     context::Connection,
     dial,
-    front_proxy::has_user,
     h1::{self, H1Connection, H1Response},
     h2::{H2Response, H2Stream},
     request_body::{ClientReplayBudget, Upload},
     sockets::ClientSockets,
+    user_naming::has_user,
 };
 use crate::{
     config::Limits,

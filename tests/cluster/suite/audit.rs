@@ -7,26 +7,24 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use standin::haproxy::HaProxy;
 
-use crate::process::run;
-use crate::suite::{Route, Suite, shared};
+use crate::suite::{Credential, Route, Server, Suite, shared};
 
 #[test]
 fn audit_shows_client_and_proxy_and_no_spoofed_address() {
     let Some(suite) = shared() else { return };
+    let server = suite.server(Route::Proxied);
     for protocol in ["-http1=true", "-http1=false"] {
-        let mut fetch = suite.raw_client("fetch", Route::Proxied, suite.fixture.token());
         let path = format!("/api/v1/namespaces/default/configmaps/audited{protocol}");
-        fetch.args(["-path", &path, protocol]);
         // The client uses another address than the proxy, so that the log shows which is which.
-        fetch.args(["-from", CLIENT]);
+        let mut flags = vec![protocol, "-from", CLIENT];
         for header in [
             "X-Forwarded-For: 6.6.6.6",
             "X-Forwarded-For: 7.7.7.7",
             "X-Real-Ip: 8.8.8.8",
         ] {
-            fetch.args(["-header", header]);
+            flags.extend(["-header", header]);
         }
-        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+        suite.fetch(&server, &suite.credential(), &path, &flags);
         let event = event_of(&suite, &path);
         assert_eq!(
             event["sourceIPs"],
@@ -41,15 +39,8 @@ fn audit_shows_client_and_proxy_and_no_spoofed_address() {
 #[test]
 fn audit_log_and_access_log_name_the_same_user() {
     let Some(suite) = shared() else { return };
-    let upstream = ["--upstream", suite.fixture.server()];
-    let ca = ["--upstream-ca", suite.fixture.ca()];
-    let flags = [
-        &upstream[..],
-        &ca,
-        &["--log-user", "subject", "--drain-delay", "0s"],
-    ]
-    .concat();
-    let proxy = suite.proxy.another(&suite.fixture, &flags);
+    let flags = ["--log-user", "subject", "--drain-delay", "0s"];
+    let proxy = suite.another_proxy(&suite.upstream(), &flags);
     let token = suite.fixture.token();
     let (claims, signature) = token.rsplit_once('.').unwrap();
     let reversed: String = signature.chars().rev().collect();
@@ -60,19 +51,7 @@ fn audit_log_and_access_log_name_the_same_user() {
         ("/api/v1/namespaces/suite/pods/forged", &forged, 401),
     ];
     for (path, token, _) in paths {
-        let mut fetch = suite.fixture.client("fetch");
-        let proxy_ca = proxy.ca.to_str().unwrap();
-        fetch.args([
-            "-server",
-            &proxy.server,
-            "-ca",
-            proxy_ca,
-            "-token",
-            token,
-            "-path",
-            path,
-        ]);
-        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+        suite.fetch(&proxy.server(), &Credential::token(token), path, &[]);
     }
     let log = proxy.stop();
     for (path, _, status) in paths {
@@ -88,32 +67,64 @@ fn audit_log_and_access_log_name_the_same_user() {
     }
 }
 
+/// Case 28. In the audit log the user is that of the credential, whatever fields the client adds.
+#[test]
+fn audit_names_owner_of_credential_despite_forged_fields() {
+    let Some(suite) = shared() else { return };
+    let server = suite.server(Route::Proxied);
+    let spellings = [
+        ["X-Remote-User: fixture", "X-Remote-Group: system:masters"],
+        ["x-remote-user: fixture", "x-remote-group: system:masters"],
+        ["X-REMOTE-USER: fixture", "X-REMOTE-GROUP: system:masters"],
+        ["X-Remote-Uid: 0", "X-Remote-Extra-Scopes: all"],
+        ["X-Remote-User: fixture", "Connection: X-Remote-Group"],
+        [
+            "X-Remote-Group: system:masters",
+            "Connection: X-Remote-User",
+        ],
+    ];
+    let credentials = [
+        (suite.credential(), suite.way.user()),
+        (
+            Credential::token(suite.fixture.token()),
+            "system:serviceaccount:suite:admin",
+        ),
+        (Credential::token(""), "system:anonymous"),
+    ];
+    for (number, (credential, user)) in credentials.iter().enumerate() {
+        for (spelling, fields) in spellings.iter().enumerate() {
+            for protocol in ["-http1=true", "-http1=false"] {
+                // HTTP/2 has no field `Connection`.
+                if protocol == "-http1=false" && fields[1].starts_with("Connection") {
+                    continue;
+                }
+                let name = format!("forged-{number}-{spelling}{protocol}");
+                let path = format!("/api/v1/namespaces/suite/configmaps/{name}");
+                let flags = [protocol, "-header", fields[0], "-header", fields[1]];
+                suite.fetch(&server, credential, &path, &flags);
+                let event = event_of(&suite, &path);
+                assert_eq!(event["user"]["username"], *user, "{fields:?} {event}");
+                let seen = event["user"].to_string();
+                for forged in ["fixture", "system:masters", "scopes", r#""uid":"0""#] {
+                    assert!(!seen.contains(forged), "{fields:?} {event}");
+                }
+            }
+        }
+    }
+}
+
 /// HAProxy with each version of the PROXY header, and an HTTP proxy that writes `X-Forwarded-For`.
 #[test]
 fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
     let Some(suite) = shared() else { return };
-    let upstream = [
-        "--upstream",
-        suite.fixture.server(),
-        "--upstream-ca",
-        suite.fixture.ca(),
-    ];
-    let from = |flag| {
-        let flags = [&upstream[..], &[flag, "127.0.0.1"]].concat();
-        suite.proxy.another(&suite.fixture, &flags)
-    };
+    let from = |flag| suite.another_proxy(&suite.upstream(), &[flag, "127.0.0.1"]);
     let (named, trusting) = (from("--proxy-protocol-from"), from("--trusted-proxies"));
-    let port = named.server.rsplit(':').next().unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
-    let fetch = |server: &str, path: &str, more: &[&str]| {
-        let mut fetch = suite.fixture.client("fetch");
-        fetch.args(["-server", server, "-ca", named.ca.to_str().unwrap()]);
-        fetch.args(["-token", suite.fixture.token(), "-path", path]);
-        fetch.args(more);
-        run(fetch, Vec::new(), Duration::from_secs(30)).ok();
+    let fetch = |server: &Server, path: &str, more: &[&str]| {
+        suite.fetch(server, &suite.credential(), path, more);
         event_of(&suite, path)["sourceIPs"].clone()
     };
     let dir = standin::TempDir::new();
@@ -121,13 +132,16 @@ fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
         let started = HaProxy::start(
             &dir,
             [127, 0, 0, 1].into(),
-            ([127, 0, 0, 1], port).into(),
+            ([127, 0, 0, 1], named.port()).into(),
             options,
         );
         let Some(haproxy) = runtime.block_on(started) else {
             return;
         };
-        let server = format!("https://localhost:{}", haproxy.address.port());
+        let server = Server {
+            url: format!("https://localhost:{}", haproxy.address.port()),
+            ..named.server()
+        };
         for protocol in ["-http1=true", "-http1=false"] {
             let path = format!("/api/v1/namespaces/default/configmaps/{options}{protocol}");
             let spoofed = ["-header", "X-Forwarded-For: 6.6.6.6"];
@@ -140,7 +154,7 @@ fn audit_shows_client_that_balancer_or_trusted_proxy_names() {
         let path = format!("/api/v1/namespaces/default/configmaps/trusted{protocol}");
         let headers = ["-header", "X-Forwarded-For: 6.6.6.6, 198.51.100.7"];
         let more = [&[protocol][..], &headers].concat();
-        let sources = fetch(&trusting.server, &path, &more);
+        let sources = fetch(&trusting.server(), &path, &more);
         assert_eq!(sources, serde_json::json!(["198.51.100.7", "127.0.0.1"]));
     }
 }

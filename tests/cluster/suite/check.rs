@@ -55,9 +55,8 @@ fn check(suite: &Suite, more: &[&str]) -> Value {
         .arg(file("public.key"))
         .args(["--upstream", suite.fixture.server()])
         .args(["--upstream-ca", suite.fixture.ca()])
-        .args(["--through", &suite.proxy.server])
-        .arg("--through-ca")
-        .arg(&suite.proxy.ca)
+        .args(["--through", &suite.proxy.server().url])
+        .args(["--through-ca", &suite.proxy.server().ca])
         .args(more);
     let outcome = run(command, Vec::new(), Duration::from_mins(2));
     let report: Value = serde_json::from_slice(&outcome.stdout).unwrap_or_default();

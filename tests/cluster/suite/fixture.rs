@@ -78,6 +78,19 @@ impl Fixture {
         ]
     }
 
+    /// Two identity providers that the apiserver trusts, each with a user who may view the namespace.
+    pub(crate) fn issuers(&self) -> [Issuer<'_>; 2] {
+        [0, 1].map(|number| {
+            let issuer = &self.announcement["issuers"][number];
+            let text = |key: &str| issuer[key].as_str().unwrap();
+            Issuer {
+                url: text("url"),
+                user: text("user"),
+                token: text("token"),
+            }
+        })
+    }
+
     pub(crate) fn aggregated_path(&self) -> &str {
         self.text("aggregatedPath")
     }
@@ -140,6 +153,14 @@ impl Fixture {
     fn text(&self, key: &str) -> &str {
         self.announcement[key].as_str().unwrap()
     }
+}
+
+/// An identity provider, a user of it and the token of that user.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Issuer<'a> {
+    pub(crate) url: &'a str,
+    pub(crate) user: &'a str,
+    pub(crate) token: &'a str,
 }
 
 fn build() -> Result<PathBuf, String> {

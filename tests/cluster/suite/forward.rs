@@ -40,7 +40,7 @@ const ECHO_BYTES: usize = 4 << 20;
 
 /// The local port that kubectl forwards to `remote`, read from its output.
 #[track_caller]
-pub(crate) fn local_port(running: &Running, remote: u64) -> u16 {
+fn local_port(running: &Running, remote: u64) -> u16 {
     let limit = Duration::from_secs(30);
     loop {
         // The line is like `Forwarding from 127.0.0.1:40001 -> 8080`; a similar line follows for [::1].
@@ -66,7 +66,7 @@ fn connect(port: u16) -> TcpStream {
 }
 
 /// Sends bytes that no other connection sends, and expects the same bytes back.
-pub(crate) fn echo_all(port: u16, number: usize) {
+fn echo_all(port: u16, number: usize) {
     let stream = connect(port);
     let sent: Vec<u8> = (0..ECHO_BYTES)
         .map(|i| u8::try_from((i + number) % 251).unwrap())

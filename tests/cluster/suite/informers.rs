@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::kubectl::{Kubectl, kubeconfig_for};
+use crate::kubectl::Kubectl;
 use crate::process::Running;
 use crate::proxy::Proxy;
 use crate::suite::{Route, Turn, alone};
@@ -17,15 +17,8 @@ use crate::suite::{Route, Turn, alone};
 #[test]
 fn informers_resume_when_the_proxy_stops_24_times() {
     let Some(suite) = alone() else { return };
-    let flags = [
-        "--upstream",
-        suite.fixture.server(),
-        "--upstream-ca",
-        suite.fixture.ca(),
-        "--reuse-port",
-        "--drain-delay=0s",
-    ];
-    let mut proxy = suite.proxy.another(&suite.fixture, &flags);
+    let flags = ["--reuse-port", "--drain-delay=0s"];
+    let mut proxy = suite.another_proxy(&suite.upstream(), &flags);
     let mut crowds = ["-http1=false", "-http1=true"].map(|protocol| {
         let name = format!("restarts{protocol}").replace('=', "-");
         start(&suite, &proxy, &["-name", &name, protocol])
@@ -34,7 +27,7 @@ fn informers_resume_when_the_proxy_stops_24_times() {
         for crowd in &mut crowds {
             more(crowd, 1);
         }
-        let successor = proxy.successor(&suite.fixture, &flags);
+        let successor = proxy.successor(&suite.fixture);
         // This fails if the drain takes 4 s. Its timeout is 20 s.
         let log = std::mem::replace(&mut proxy, successor).stop();
         let last = log.lines().last().unwrap_or_default();
@@ -53,19 +46,15 @@ fn watches_resume_when_one_of_two_apiservers_is_killed() {
     let Some(suite) = alone() else { return };
     let second = suite.fixture.start_second_apiserver();
     let first = suite.fixture.server().strip_prefix("https://").unwrap();
-    let config = json!({"clusters": [{"name": "two", "upstream": {
-        "url": suite.fixture.server(), "addresses": [first, &second], "ca": suite.fixture.ca(),
-    }}]});
-    let config = write(&suite, "two-apiservers.yaml", &config);
-    let proxy = suite
-        .proxy
-        .another(&suite.fixture, &["--config", config.to_str().unwrap()]);
+    let mut upstream = suite.upstream();
+    upstream["addresses"] = json!([first, &second]);
+    let proxy = suite.another_proxy(&upstream, &[]);
     let mut crowd = start(&suite, &proxy, &["-name", "outage", "-every", "250ms"]);
     more(&mut crowd, REFLECTORS);
     // The watch of kubectl has to be on the apiserver that is killed.
-    let upstream = format!("https://{second}");
-    let flags = ["--upstream", &upstream, "--upstream-ca", suite.fixture.ca()];
-    let to_second = suite.proxy.another(&suite.fixture, &flags);
+    let mut upstream = suite.upstream();
+    upstream["url"] = json!(format!("https://{second}"));
+    let to_second = suite.another_proxy(&upstream, &[]);
     let kubectl = watch(&suite, &to_second);
 
     suite.fixture.kill_second_apiserver();
@@ -109,16 +98,8 @@ fn watch(suite: &Turn, proxy: &Proxy) -> Running {
 }
 
 fn kubeconfig(suite: &Turn, proxy: &Proxy) -> PathBuf {
-    let ca = proxy.ca.display().to_string();
-    let content = kubeconfig_for(suite, &proxy.server, &ca, suite.fixture.token());
-    let port = proxy.server.rsplit(':').next().unwrap();
-    write(suite, &format!("kubeconfig-{port}.json"), &content)
-}
-
-fn write(suite: &Turn, name: &str, content: &Value) -> PathBuf {
-    let path = suite.fixture.scratch().join(name);
-    fs::write(&path, content.to_string()).unwrap();
-    path
+    let kubectl = Kubectl::new(suite, Route::Proxied);
+    kubectl.with_server(suite.server_of(proxy)).kubeconfig()
 }
 
 #[track_caller]

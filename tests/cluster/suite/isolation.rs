@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::kubectl::Kubectl;
 use crate::process::Running;
-use crate::suite::{Route, Suite, alone};
+use crate::suite::{Credential, Route, Suite, alone};
 
 #[test]
 fn unauthenticated_requests_end_no_watch_of_another_client() {
@@ -56,7 +56,7 @@ fn get_succeeds_with_more_open_watches_than_streams() {
 /// fast.
 #[track_caller]
 fn open_watches(suite: &Suite, route: Route, count: usize, name: &str) -> Running {
-    let mut command = suite.raw_client("watches", route, suite.fixture.token());
+    let mut command = suite.raw_client("watches", route, &suite.credential());
     command.args(["-count", &count.to_string(), "-name", name]);
     let watches = Running::start(command);
     let output: Value = watches.json(Duration::from_mins(2));
@@ -89,7 +89,7 @@ fn assert_all_receive_an_event(
 }
 
 fn hammer(suite: &Suite, route: Route, token: &str) -> Running {
-    let mut command = suite.raw_client("hammer", route, token);
+    let mut command = suite.raw_client("hammer", route, &Credential::token(token));
     command.args(["-rate", "50", "-count", &HAMMER_COUNT.to_string()]);
     Running::start(command)
 }

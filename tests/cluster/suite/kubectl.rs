@@ -1,6 +1,7 @@
 //! Runs kubectl on the two routes and compares the results.
 
 use std::fs;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::process::{Outcome, Running, run};
-use crate::suite::{Route, Suite, on_both};
+use crate::suite::{Route, Server, Suite, on_both};
 
 /// The protocol that exec, attach, cp and port-forward use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,26 +34,37 @@ impl Streaming {
 pub(crate) struct Kubectl<'a> {
     suite: &'a Suite,
     route: Route,
-    token: String,
+    server: Server,
+    /// The user, as a kubeconfig has it.
+    user: Value,
     streaming: Streaming,
-    /// Used instead of one with the token.
+    /// Used instead of one with the server and the user.
     kubeconfig: Option<PathBuf>,
 }
 
 impl<'a> Kubectl<'a> {
-    /// Uses the token of the administrator.
+    /// The user of the suite.
     pub(crate) fn new(suite: &'a Suite, route: Route) -> Self {
-        Self::with_token(suite, route, suite.fixture.token())
-    }
-
-    pub(crate) fn with_token(suite: &'a Suite, route: Route, token: &str) -> Self {
         Self {
             suite,
             route,
-            token: token.to_owned(),
+            server: suite.server(route),
+            user: suite.credential().user(),
             streaming: Streaming::WebSocket,
             kubeconfig: None,
         }
+    }
+
+    /// Connects to this server.
+    pub(crate) fn with_server(mut self, server: Server) -> Self {
+        self.server = server;
+        self
+    }
+
+    /// Is this user, as a kubeconfig has it.
+    pub(crate) fn with_user(mut self, user: Value) -> Self {
+        self.user = user;
+        self
     }
 
     /// Uses this kubeconfig.
@@ -134,35 +146,32 @@ impl<'a> Kubectl<'a> {
         if let Some(file) = &self.kubeconfig {
             return file.clone();
         }
-        let (server, ca) = self.suite.server(self.route);
-        let content = kubeconfig_for(self.suite, server, &ca, &self.token);
-        let who = if self.token == self.suite.fixture.token() {
-            "admin"
-        } else {
-            "other"
-        };
-        let file = format!("kubeconfig-{}-{who}.json", self.route.name());
+        let mut cluster =
+            json!({"server": self.server.url, "certificate-authority": self.server.ca});
+        if let Some(name) = self.server.name {
+            cluster["tls-server-name"] = json!(name);
+        }
+        let content = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "it", "cluster": cluster}],
+            "users": [{"name": "it", "user": self.user}],
+            "contexts": [{"name": "it", "context": {
+                "cluster": "it", "user": "it", "namespace": self.suite.fixture.namespace(),
+            }}],
+            "current-context": "it",
+        })
+        .to_string();
+        let mut hasher = DefaultHasher::new();
+        content.hash(&mut hasher);
+        let file = format!("kubeconfig-{:x}.json", hasher.finish());
         let path = self.suite.fixture.scratch().join(file);
         // Cases write the file concurrently, and no case may read an incomplete file.
         let draft = path.with_extension(format!("{:?}", std::thread::current().id()));
-        fs::write(&draft, content.to_string()).unwrap();
+        fs::write(&draft, content).unwrap();
         fs::rename(&draft, &path).unwrap();
         path
     }
-}
-
-/// The content of a kubeconfig for this server.
-pub(crate) fn kubeconfig_for(suite: &Suite, server: &str, ca: &str, token: &str) -> Value {
-    json!({
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "it", "cluster": {"server": server, "certificate-authority": ca}}],
-        "users": [{"name": "it", "user": {"token": token}}],
-        "contexts": [{"name": "it", "context": {
-            "cluster": "it", "user": "it", "namespace": suite.fixture.namespace(),
-        }}],
-        "current-context": "it",
-    })
 }
 
 /// Runs kubectl on both routes, asserts the same outcome, and returns it.

@@ -2,10 +2,8 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::kubectl::{Kubectl, same_on_both};
-use crate::process::{Running, run};
+use crate::process::Running;
 use crate::suite::{Route, on_both, shared};
 
 #[test]
@@ -27,15 +25,9 @@ fn large_list_is_equal_compressed_plain_and_chunked() {
     // kubectl decompresses the response, so this compares the bytes on the wire.
     for encoding in ["gzip", "identity"] {
         let [direct, proxied] = on_both(|route| {
-            let mut fetch = suite.raw_client("fetch", route, suite.fixture.token());
-            fetch.args([
-                "-path",
-                &path,
-                "-header",
-                &format!("Accept-Encoding: {encoding}"),
-            ]);
-            let output = run(fetch, Vec::new(), Duration::from_mins(1)).ok();
-            serde_json::from_str::<Value>(&output).unwrap()
+            let encoding = format!("Accept-Encoding: {encoding}");
+            let flags = ["-header", &encoding];
+            suite.fetch(&suite.server(route), &suite.credential(), &path, &flags)
         });
         for key in ["status", "bytes", "sha256"] {
             assert_eq!(direct[key], proxied[key], "{encoding} {key}");

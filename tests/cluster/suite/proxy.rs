@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, fs};
 
@@ -10,44 +11,55 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
+use serde_json::Value;
+
 use crate::fixture::Fixture;
 use crate::process::Running;
+use crate::suite::Server;
 
 /// A running proxy in front of the fixture's apiserver.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     running: Mutex<Running>,
-    /// The base URL for clients.
-    pub(crate) server: String,
-    /// The file with the public CA.
-    pub(crate) ca: PathBuf,
     files: Files,
+    flags: Vec<String>,
     listen: String,
 }
 
 impl Proxy {
     #[track_caller]
-    pub(crate) fn start(fixture: &Fixture) -> Self {
+    pub(crate) fn start(fixture: &Fixture, config: &Value) -> Self {
         let files = write_certificates(fixture.scratch());
-        let upstream = [
-            "--upstream",
-            fixture.server(),
-            "--upstream-ca",
-            fixture.ca(),
-        ];
-        Self::launch(fixture, files, "127.0.0.1:0", &upstream)
+        let flags = config_flags(fixture, config, &[]);
+        Self::launch(fixture, files, "127.0.0.1:0", flags)
     }
 
-    /// One more proxy with the same certificate, on a port of its own, with these flags in addition.
+    /// One more proxy with the same certificate, on a port of its own, with this configuration and these flags in addition.
     #[track_caller]
-    pub(crate) fn another(&self, fixture: &Fixture, flags: &[&str]) -> Self {
+    pub(crate) fn another(&self, fixture: &Fixture, config: &Value, flags: &[&str]) -> Self {
+        let flags = config_flags(fixture, config, flags);
         Self::launch(fixture, self.files.clone(), "127.0.0.1:0", flags)
     }
 
-    /// A proxy with the same certificate on the port of this one. Both need `--reuse-port`.
+    /// The same proxy once more, on the port of this one. Both need `--reuse-port`.
     #[track_caller]
-    pub(crate) fn successor(&self, fixture: &Fixture, flags: &[&str]) -> Self {
-        Self::launch(fixture, self.files.clone(), &self.listen, flags)
+    pub(crate) fn successor(&self, fixture: &Fixture) -> Self {
+        let (files, flags) = (self.files.clone(), self.flags.clone());
+        Self::launch(fixture, files, &self.listen, flags)
+    }
+
+    /// This proxy, as a client sees it that speaks to the proxy itself.
+    pub(crate) fn server(&self) -> Server {
+        Server {
+            url: format!("https://localhost:{}", self.port()),
+            ca: self.files.ca.display().to_string(),
+            name: None,
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        let port = self.listen.rsplit(':').next();
+        port.unwrap().parse().unwrap()
     }
 
     /// Sends SIGTERM, waits for the end of the process, and returns its log. After 4 s the process is killed, which fails.
@@ -73,7 +85,7 @@ impl Proxy {
     }
 
     #[track_caller]
-    fn launch(fixture: &Fixture, files: Files, listen: &str, flags: &[&str]) -> Self {
+    fn launch(fixture: &Fixture, files: Files, listen: &str, flags: Vec<String>) -> Self {
         // This variable selects another build, or another proxy with the same flags.
         let program = env::var("PROXY_BIN")
             .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kube-tls-proxy").to_owned());
@@ -87,16 +99,14 @@ impl Proxy {
             .arg("--key")
             .arg(&files.key)
             .args(["--log-format", "text"])
-            .args(flags);
+            .args(&flags);
         let running = Running::start(command);
-        let address = listening_address(&running);
-        let port = address.rsplit_once(':').unwrap().1.to_owned();
+        let listen = listening_address(&running);
         Self {
             running: Mutex::new(running),
-            server: format!("https://localhost:{port}"),
-            ca: files.ca.clone(),
             files,
-            listen: address,
+            flags,
+            listen,
         }
     }
 
@@ -106,6 +116,17 @@ impl Proxy {
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
+}
+
+/// Writes the configuration, and returns the flags for it and those in addition.
+fn config_flags(fixture: &Fixture, config: &Value, flags: &[&str]) -> Vec<String> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let file = fixture.scratch().join(format!("proxy-{number}.yaml"));
+    fs::write(&file, config.to_string()).unwrap();
+    let config = ["--config", file.to_str().unwrap()];
+    let flags = config.iter().chain(flags);
+    flags.map(|flag| (*flag).to_owned()).collect()
 }
 
 /// The address in the first log line of the form `listening <address>`.

@@ -10,7 +10,7 @@ use crate::suite::{Route, Turn, alone, on_both};
 fn clients_recover_after_a_restart_of_the_apiserver() {
     let Some(suite) = alone() else { return };
     let [direct, proxied] = on_both(|route| start_reflector(&suite, route));
-    let mut gets = suite.raw_client("gets", Route::Proxied, suite.fixture.token());
+    let mut gets = suite.raw_client("gets", Route::Proxied, &suite.credential());
     gets.args(["-path", "/api/v1/namespaces/suite/pods/shell"]);
     let mut gets = Running::start(gets);
     assert_eq!(gets.json(STEP)["started"], true);

@@ -127,7 +127,7 @@ fn overlap(one: &RequestAttributes, other: &RequestAttributes) -> bool {
 
 /// Sends the requests directly. Nothing they ask for happens, because the impersonated user may do nothing.
 fn send(suite: &Suite, requests: &[String]) -> Vec<u64> {
-    let mut client = suite.raw_client("spellings", Route::Direct, suite.fixture.token());
+    let mut client = suite.raw_client("spellings", Route::Direct, &suite.credential());
     client.args(["-header", "Impersonate-User: stranger"]);
     let output = run(client, requests.join("\n").into_bytes(), LIMIT).ok();
     let output: Value = serde_json::from_str(&output).unwrap();

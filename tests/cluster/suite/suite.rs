@@ -1,13 +1,18 @@
-//! The shared state of all cases: one cluster and one proxy. The first case starts them.
+//! The shared state of all cases: one cluster, one proxy and one user. The first case starts them.
 
 use std::io::{self, Write};
 use std::ops::Deref;
 use std::process::{Command, Stdio};
 use std::sync::{LazyLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 use std::{env, thread};
 
+use serde_json::{Value, json};
+
 use crate::fixture::Fixture;
+use crate::process::run;
 use crate::proxy::Proxy;
+use crate::way::{self, PASSED_HOST, Way};
 
 /// The route from a client to the apiserver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,29 +31,136 @@ impl Route {
     }
 }
 
-/// The cluster and the proxy.
+/// The server that a client connects to.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    /// The base URL.
+    pub(crate) url: String,
+    /// The file with its CA.
+    pub(crate) ca: String,
+    /// The name in its certificate, if that is not the host of the URL.
+    pub(crate) name: Option<&'static str>,
+}
+
+/// How a client proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Credential {
+    /// With a token, or with nothing if the token is empty.
+    Token(String),
+    /// With these files.
+    Certificate { certificate: String, key: String },
+}
+
+impl Credential {
+    pub(crate) fn token(token: &str) -> Self {
+        Self::Token(token.to_owned())
+    }
+
+    /// The user of a kubeconfig.
+    pub(crate) fn user(&self) -> Value {
+        match self {
+            Self::Token(token) => json!({ "token": token }),
+            Self::Certificate { certificate, key } => {
+                json!({ "client-certificate": certificate, "client-key": key })
+            }
+        }
+    }
+}
+
+/// The cluster, the proxy, and the way in which its user comes in.
 #[derive(Debug)]
 pub(crate) struct Suite {
+    pub(crate) way: Way,
     pub(crate) fixture: Fixture,
     pub(crate) proxy: Proxy,
 }
 
 impl Suite {
-    /// The base URL of the server on this route, and the file with its CA.
-    pub(crate) fn server(&self, route: Route) -> (&str, String) {
+    pub(crate) fn server(&self, route: Route) -> Server {
         match route {
-            Route::Direct => (self.fixture.server(), self.fixture.ca().to_owned()),
-            Route::Proxied => (&self.proxy.server, self.proxy.ca.display().to_string()),
+            Route::Direct => Server {
+                url: self.fixture.server().to_owned(),
+                ca: self.fixture.ca().to_owned(),
+                name: None,
+            },
+            Route::Proxied => self.server_of(&self.proxy),
         }
     }
 
-    /// A command for one of the fixture's raw clients, on this route and with `token`.
-    pub(crate) fn raw_client(&self, name: &str, route: Route, token: &str) -> Command {
-        let (server, ca) = self.server(route);
+    /// The server that the user of the suite reaches through this proxy.
+    pub(crate) fn server_of(&self, proxy: &Proxy) -> Server {
+        let terminated = proxy.server();
+        match self.way {
+            Way::Passthrough => Server {
+                ca: self.fixture.ca().to_owned(),
+                name: Some(PASSED_HOST),
+                ..terminated
+            },
+            Way::Token | Way::Rules | Way::FrontProxy => terminated,
+        }
+    }
+
+    /// The credential of the user of the suite, who may do everything.
+    pub(crate) fn credential(&self) -> Credential {
+        self.way.credential(&self.fixture)
+    }
+
+    /// The address and the CA of the apiserver, as a configuration has them.
+    pub(crate) fn upstream(&self) -> Value {
+        upstream(&self.fixture)
+    }
+
+    /// One more proxy in front of `upstream`, for the way of the suite.
+    #[track_caller]
+    pub(crate) fn another_proxy(&self, upstream: &Value, flags: &[&str]) -> Proxy {
+        let config = self.way.config(&self.fixture, upstream);
+        self.proxy.another(&self.fixture, &config, flags)
+    }
+
+    /// A command for one of the fixture's raw clients, on this route.
+    pub(crate) fn raw_client(&self, name: &str, route: Route, credential: &Credential) -> Command {
+        self.raw_client_of(name, &self.server(route), credential)
+    }
+
+    /// A command for one of the fixture's raw clients.
+    pub(crate) fn raw_client_of(
+        &self,
+        name: &str,
+        server: &Server,
+        credential: &Credential,
+    ) -> Command {
         let mut command = self.fixture.client(name);
-        command.args(["-server", server, "-ca", &ca, "-token", token]);
+        command.args(["-server", &server.url, "-ca", &server.ca]);
+        if let Some(name) = server.name {
+            command.args(["-server-name", name]);
+        }
+        match credential {
+            Credential::Token(token) => command.args(["-token", token]),
+            Credential::Certificate { certificate, key } => {
+                command.args(["-cert", certificate, "-key", key])
+            }
+        };
         command
     }
+
+    /// Sends a GET on a new connection and returns the response, as the raw client `fetch` prints it.
+    #[track_caller]
+    pub(crate) fn fetch(
+        &self,
+        server: &Server,
+        credential: &Credential,
+        path: &str,
+        flags: &[&str],
+    ) -> Value {
+        let mut fetch = self.raw_client_of("fetch", server, credential);
+        fetch.args(["-path", path]).args(flags);
+        let output = run(fetch, Vec::new(), Duration::from_mins(1)).ok();
+        serde_json::from_str(&output).unwrap()
+    }
+}
+
+fn upstream(fixture: &Fixture) -> Value {
+    json!({ "url": fixture.server(), "ca": fixture.ca() })
 }
 
 /// The right of a case to use the suite, until it is dropped.
@@ -82,7 +194,8 @@ impl Drop for Turn {
     }
 }
 
-/// A turn concurrent with other cases. `None` if the suite cannot run on this machine.
+/// A turn concurrent with other cases. `None` if the case makes no sense in the way of the suite, or if the suite cannot run
+/// on this machine.
 pub(crate) fn shared() -> Option<Turn> {
     let suite = suite()?;
     // The lock protects no data, so a poisoned lock is harmless.
@@ -119,23 +232,38 @@ pub(crate) fn on_both<T: Send>(work: impl Fn(Route) -> T + Sync) -> [T; 2] {
 static TURNS: RwLock<()> = RwLock::new(());
 
 static SUITE: LazyLock<Result<Suite, String>> = LazyLock::new(|| {
+    let way = Way::from_environment();
     probe_kubectl()?;
     let fixture = Fixture::start()?;
-    let proxy = Proxy::start(&fixture);
-    Ok(Suite { fixture, proxy })
+    let config = way.config(&fixture, &upstream(&fixture));
+    let proxy = Proxy::start(&fixture, &config);
+    Ok(Suite {
+        way,
+        fixture,
+        proxy,
+    })
 });
 
 fn suite() -> Option<&'static Suite> {
+    let way = Way::from_environment();
+    if let Some(reason) = way::exception(way) {
+        skip(&reason);
+        return None;
+    }
     match &*SUITE {
         Ok(suite) => Some(suite),
         Err(reason) => {
             let required = env::var_os("REQUIRE_CLUSTER").is_some_and(|v| v == "1");
             assert!(!required, "the cluster suite cannot run: {reason}");
-            // Not with a macro: the test harness hides the output of the macros when a test passes.
-            let _ = writeln!(io::stderr(), "skipped: {reason}");
+            skip(reason);
             None
         }
     }
+}
+
+fn skip(reason: &str) {
+    // Not with a macro: the test harness hides the output of the macros when a test passes.
+    let _ = writeln!(io::stderr(), "skipped: {reason}");
 }
 
 fn probe_kubectl() -> Result<(), String> {

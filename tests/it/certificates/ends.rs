@@ -40,7 +40,7 @@ async fn assert_refused(client: &Client, reason: &str) {
 }
 
 /// Opens a tunnel as the owner of the certificate.
-async fn tunnel(client: &Client) -> Http1<standin::client::TlsConnection> {
+pub(super) async fn tunnel(client: &Client) -> Http1<standin::client::TlsConnection> {
     let mut tunnel = client.http1().await;
     tunnel
         .send(SPDY.replace("Authorization: Bearer t\r\n", ""))
@@ -50,7 +50,7 @@ async fn tunnel(client: &Client) -> Http1<standin::client::TlsConnection> {
 }
 
 /// The end of a connection that the proxy has closed, in whatever way.
-async fn assert_closed(mut tunnel: Http1<standin::client::TlsConnection>) {
+pub(super) async fn assert_closed(mut tunnel: Http1<standin::client::TlsConnection>) {
     let _reason = within("the end of the tunnel", tunnel.end()).await;
 }
 
@@ -120,12 +120,12 @@ fn revoking(world: &World, cas: &Authorities, upstream: &Upstream) -> Proxy {
         .start()
 }
 
-fn in_a_day() -> SystemTime {
+pub(super) fn in_a_day() -> SystemTime {
     SystemTime::now() + Duration::from_secs(24 * 60 * 60)
 }
 
 /// Opens a watch as the owner of this certificate.
-async fn watch(client: &Client) -> (Http2, http::Response<h2::RecvStream>) {
+pub(super) async fn watch(client: &Client) -> (Http2, http::Response<h2::RecvStream>) {
     let http2 = client.http2().await;
     let mut watch = http2.open("https://kube.test/watch").await.unwrap();
     assert_eq!(data(&mut watch).await.unwrap(), "first");

@@ -2,13 +2,14 @@
 
 mod ends;
 mod hostile;
+mod impersonation;
 mod refused;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use kube_tls_proxy::config::{ClientCertificatesConfig, IdentityFiles};
+use kube_tls_proxy::config::{ClientCertificatesConfig, IdentityFiles, NamingConfig};
 use standin::{
     client::{CertificateRequests, Client},
     pki::{Ca, Identity},
@@ -43,7 +44,7 @@ impl Authorities {
         ClientCertificatesConfig {
             ca: world.dir.write("users.crt", self.users.pem()),
             crl: None,
-            front_proxy: IdentityFiles { certificate, key },
+            naming: NamingConfig::FrontProxy(IdentityFiles { certificate, key }),
             allow_system: false,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use kube_tls_proxy::config::ClientCertificatesConfig;
+use kube_tls_proxy::config::{ClientCertificatesConfig, IdentityFiles, NamingConfig};
 use rcgen::ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
 use standin::{
     pki::{Ca, Identity},
@@ -273,7 +273,7 @@ async fn expired_front_proxy_certificate_is_503_for_its_users_only() {
     let mut section = cas.section(&world);
     let expired = cas.front_proxies.leaf(&[]).client_auth().expired().build();
     let (certificate, key) = expired.write(&world.dir, "expired");
-    (section.front_proxy.certificate, section.front_proxy.key) = (certificate, key);
+    section.naming = NamingConfig::FrontProxy(IdentityFiles { certificate, key });
     let proxy = cas
         .proxy(&world, &upstream)
         .cluster(|cluster| cluster.client_certificates = Some(section))

@@ -14,7 +14,7 @@
   "ingress" "an Ingress cannot pass TLS through in a portable way; docs/from-contour.md has the object for each controller, and `tlsRoute` is for the Gateway API"
   "metrics" "the admin port always has metrics; `serviceMonitor`, `prometheusRule` and `dashboard` use them"
   "config.certificates" "the chart sets them: use `tls.secretName`; `extraArgs`, `extraVolumes` and `extraVolumeMounts` for more certificates"
-  "config.listen" "the chart sets it: the port is 8443; `service.port` and `ipv6` change what clients use"
+  "config.listen" "the chart sets it: `listen.allow`, `listen.deny` and `proxyProtocol.from` say who may connect; the port is 8443, and `service.port` and `ipv6` change what clients use"
   "config.reusePort" "it hands a port over between two processes of one host; the Service does that for pods"
   "config.admin" "the chart sets it: use `admin.port`"
   "config.workers" "the chart sets it: use `workers`"
@@ -34,6 +34,49 @@
 {{- with .Values.autoscaling -}}
   {{- if and .enabled (gt (int64 .minReplicas) (int64 .maxReplicas)) -}}
     {{- fail (printf "autoscaling.minReplicas: %v is more than autoscaling.maxReplicas, which is %v" .minReplicas .maxReplicas) -}}
+  {{- end -}}
+{{- end -}}
+{{- if and (kindIs "slice" .Values.listen.allow) (not .Values.listen.allow) -}}
+  {{- fail "listen.allow: the list is empty, so no client would be served; write addresses, or null to serve all" -}}
+{{- end -}}
+{{- with .Values.clientCertificates -}}
+  {{- range $name := list "ca" "crl" -}}
+    {{- $source := get $.Values.clientCertificates $name -}}
+    {{- if and $source.configMap $source.secret -}}{{- fail (printf "clientCertificates.%s: give one of `configMap` and `secret`" $name) -}}{{- end -}}
+  {{- end -}}
+  {{- $ca := or .ca.configMap .ca.secret -}}
+  {{- if and (or .frontProxy.secret .impersonate.enabled .crl.configMap .crl.secret .allowSystem) (not $ca) -}}
+    {{- fail "clientCertificates.ca: name the ConfigMap or Secret with the CA that issues the certificates of users" -}}
+  {{- end -}}
+  {{- if and $ca (not .frontProxy.secret) (not .impersonate.enabled) -}}
+    {{- fail "clientCertificates.frontProxy.secret: name the Secret with the front-proxy certificate and its key, or set clientCertificates.impersonate.enabled" -}}
+  {{- end -}}
+  {{- if .impersonate.enabled -}}
+    {{- if .frontProxy.secret -}}{{- fail "clientCertificates: give one of `frontProxy.secret` and `impersonate.enabled`" -}}{{- end -}}
+    {{- if not (include "kube-tls-proxy.serviceAccount" $) -}}{{- fail "clientCertificates.impersonate: the service account `default` must not impersonate users; set serviceAccount.create, or name another one in serviceAccount.name" -}}{{- end -}}
+    {{- if not .impersonate.groups -}}{{- fail "clientCertificates.impersonate.groups: name the groups (O) of the client certificates, or write [\"*\"] for every group" -}}{{- end -}}
+  {{- end -}}
+  {{- if and $ca (eq .ca.secret .frontProxy.secret) (not .impersonate.enabled) -}}
+    {{- fail "clientCertificates.ca.secret: it is the Secret of the front-proxy certificate, whose ca.crt is usually the CA of front proxies; give the CA that issues the certificates of users in a ConfigMap or Secret of its own" -}}
+  {{- end -}}
+  {{- if $ca -}}
+    {{- $here := list -}}
+    {{- range ($.Values.config | default dict).clusters -}}
+      {{- if and .inCluster (not .passthrough) -}}{{- $here = append $here .name -}}{{- end -}}
+      {{- if and .inCluster .clientCertificates -}}{{- fail (printf "clientCertificates: the cluster %s in config.clusters has this section too; remove one of them" .name) -}}{{- end -}}
+    {{- end -}}
+    {{- if and ($.Values.config | default dict).clusters (not $here) -}}
+      {{- fail "clientCertificates: no cluster in config.clusters has `inCluster: true`; write the section into a cluster there, and mount its files with extraVolumes and extraVolumeMounts" -}}
+    {{- end -}}
+    {{- if not $here -}}
+      {{- $names := $.Values.extraArgs -}}
+      {{- range $.Values.extraEnv -}}{{- $names = append $names (.name | replace "KUBE_TLS_PROXY_" "--" | replace "_" "-" | lower) -}}{{- end -}}
+      {{- range $names -}}
+        {{- if regexMatch "^--(upstream|kubeconfig|context|host)" . -}}
+          {{- fail (printf "clientCertificates: %s does not go together with it; write the cluster into config.clusters, such as [{name: here, inCluster: true, hosts: [kube.example.com]}]" (splitList "=" . | first)) -}}
+        {{- end -}}
+      {{- end -}}
+    {{- end -}}
   {{- end -}}
 {{- end -}}
 {{- with .Values.service -}}

@@ -8,7 +8,7 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use standin::TempDir;
 
-use super::{KubeconfigArgs, compose, document::to_yaml, missing_credential, output};
+use super::{KubeconfigArgs, compose, missing_credential, output, to_yaml};
 
 const SERVER: &str = "https://kube.example.com:8443/prefix/";
 

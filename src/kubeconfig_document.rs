@@ -1,6 +1,6 @@
-//! The kubeconfig of this command, on its own or merged into an existing one.
+//! The kubeconfig for clients of the proxy, on its own or merged into an existing one.
 //!
-//! Merging changes only the cluster, the user and the context of this command. Everything else in the file stays, in
+//! Merging changes only the cluster, the user and the context of the document. Everything else in the file stays, in
 //! its order, unknown keys included.
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -10,23 +10,23 @@ use crate::{config::duplicate, quote};
 
 /// The content of a kubeconfig.
 #[derive(Debug)]
-pub(super) struct KubeconfigDocument {
-    pub(super) server: String,
-    pub(super) tls_server_name: String,
-    pub(super) cluster: String,
-    pub(super) user_name: String,
-    pub(super) context: String,
-    pub(super) namespace: Option<String>,
+pub(crate) struct KubeconfigDocument {
+    pub(crate) server: String,
+    pub(crate) tls_server_name: String,
+    pub(crate) cluster: String,
+    pub(crate) user_name: String,
+    pub(crate) context: String,
+    pub(crate) namespace: Option<String>,
     /// The PEM text of the CAs that clients verify the proxy against; `None` for the public ones.
-    pub(super) ca: Option<String>,
-    pub(super) user: Value,
+    pub(crate) ca: Option<String>,
+    pub(crate) user: Value,
     /// More settings of the cluster, for the client.
-    pub(super) cluster_settings: Map<String, Value>,
+    pub(crate) cluster_settings: Map<String, Value>,
 }
 
 /// Why a document cannot be merged into an existing file.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum MergeError {
+pub(crate) enum MergeError {
     #[error("is not a kubeconfig; check the path")]
     NotAKubeconfig,
     #[error("`{key}` must be a list; check the path")]
@@ -47,7 +47,7 @@ pub(super) enum MergeError {
 
 /// What merging does with entries of the same name that this command did not write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ForeignEntries {
+pub(crate) enum ForeignEntries {
     Keep,
     Replace,
 }
@@ -55,7 +55,7 @@ pub(super) enum ForeignEntries {
 impl KubeconfigDocument {
     /// The document on its own, in the format of client-go (`k8s.io/client-go/tools/clientcmd/api/v1`), with the keys
     /// in the order in which kubectl writes them.
-    pub(super) fn alone(&self) -> Value {
+    pub(crate) fn alone(&self) -> Value {
         json!({
             "apiVersion": "v1",
             "clusters": [self.cluster_entry()],
@@ -74,7 +74,7 @@ impl KubeconfigDocument {
     ///
     /// [`MergeError`] when `existing` is not a kubeconfig, or when it has a foreign entry of the same name that must
     /// be kept.
-    pub(super) fn merged_into(
+    pub(crate) fn merged_into(
         &self,
         mut existing: Value,
         foreign: ForeignEntries,
@@ -201,25 +201,51 @@ impl KubeconfigDocument {
 }
 
 /// The entry called `name` of the list under `key`.
-pub(super) fn entry_of<'a>(content: &'a Value, key: &str, name: &str) -> Option<&'a Value> {
+pub(crate) fn entry_of<'a>(content: &'a Value, key: &str, name: &str) -> Option<&'a Value> {
     items(content, key).find(|item| text_at(item, "/name") == name)
 }
 
 /// The text at a JSON pointer; empty if there is none.
-pub(super) fn text_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
+pub(crate) fn text_at<'a>(value: &'a Value, pointer: &str) -> &'a str {
     let found = value.pointer(pointer).and_then(Value::as_str);
     found.unwrap_or_default()
 }
 
+/// The `user` of an entry that gets its token from a program.
+pub(crate) fn exec_user(command: &str, args: &[String]) -> Value {
+    json!({ "exec": {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": command,
+        "args": args,
+        "interactiveMode": "IfAvailable",
+    }})
+}
+
+/// The certificates in a PEM text, and nothing else of it.
+pub(crate) fn only_certificates(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let mut kept = String::new();
+    let mut is_inside = false;
+    for line in text.lines().map(str::trim_end) {
+        is_inside |= line.ends_with("-----BEGIN CERTIFICATE-----");
+        if is_inside {
+            kept.push_str(line.trim_start_matches('\u{feff}'));
+            kept.push('\n');
+        }
+        is_inside &= line != "-----END CERTIFICATE-----";
+    }
+    kept
+}
+
 /// Whether the `user` of an entry can authenticate to an apiserver through the proxy.
-pub(super) fn has_credential(user: &Value) -> bool {
+pub(crate) fn has_credential(user: &Value) -> bool {
     ["token", "tokenFile", "exec", "username", "auth-provider"]
         .iter()
         .any(|key| user.get(key).is_some_and(|value| !value.is_null()))
 }
 
 /// Whether the `user` of an entry can authenticate to an apiserver in a TLS handshake.
-pub(super) fn has_client_certificate(user: &Value) -> bool {
+pub(crate) fn has_client_certificate(user: &Value) -> bool {
     CLIENT_CERTIFICATE
         .iter()
         .any(|key| user.get(key).is_some_and(|value| !value.is_null()))
@@ -230,7 +256,7 @@ pub(super) fn has_client_certificate(user: &Value) -> bool {
 /// # Panics
 ///
 /// Never: a JSON value has no part that YAML lacks.
-pub(super) fn to_yaml(document: &Value) -> String {
+pub(crate) fn to_yaml(document: &Value) -> String {
     let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
     serde_saphyr::to_string_with_options(document, options)
         .expect("every JSON value can be written as YAML")
@@ -271,7 +297,7 @@ fn remove_credentials(old: &mut Value, user: &Value) {
 }
 
 /// The keys of a user for its client certificate.
-pub(super) const CLIENT_CERTIFICATE: [&str; 2] = ["client-certificate", "client-certificate-data"];
+pub(crate) const CLIENT_CERTIFICATE: [&str; 2] = ["client-certificate", "client-certificate-data"];
 /// The keys of a user that authenticate it.
 const CREDENTIALS: [&str; 10] = [
     "token",
