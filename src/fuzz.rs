@@ -13,7 +13,7 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 17] {
+pub fn targets() -> [Target; 19] {
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
     let [
         headers,
@@ -24,6 +24,7 @@ pub fn targets() -> [Target; 17] {
         access,
         clients,
         certificate,
+        prefixes,
     ] = crate::proxy::FUZZ;
     [
         ("heads", http1::fuzz_requests),
@@ -40,8 +41,10 @@ pub fn targets() -> [Target; 17] {
         ("credentials", credentials),
         ("access", access),
         ("certificate", certificate),
+        ("prefixes", prefixes),
         ("goaway", crate::upstream::FUZZ),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),
+        ("manifests", crate::translate::fuzz),
     ]
 }

@@ -122,11 +122,16 @@ impl<T> HostMap<T> {
     /// Adds a value for `pattern`, which is the text of a [`HostPattern`]. A pattern that is already in the map keeps
     /// its value.
     pub(crate) fn insert(&mut self, pattern: &str, value: T) {
+        self.get_or_insert_with(pattern, || value);
+    }
+
+    /// The value for `pattern`, the text of a [`HostPattern`]; `make` makes one if there is none.
+    pub(crate) fn get_or_insert_with(&mut self, pattern: &str, make: impl FnOnce() -> T) -> &mut T {
         let (map, key) = match pattern.strip_prefix("*.") {
             Some(parent) => (&mut self.wildcard, parent),
             None => (&mut self.exact, pattern),
         };
-        map.entry(key.to_owned()).or_insert(value);
+        map.entry(key.to_owned()).or_insert_with(make)
     }
 
     /// The value for `host`. Allocates nothing.

@@ -31,6 +31,7 @@
 //! checked values, [`reload`] does it again while the proxy runs, and [`drain`] ends running work in order.
 //! [`metrics`], [`activity`], [`heartbeat`] and [`telemetry`] record what happens, and [`admin`] shows it.
 //! [`check`] runs the same code as [`app`] and finds configuration and connection problems before users do.
+//! [`translate`] makes a configuration file from the manifests of an ingress.
 //!
 //! # What is deliberately absent
 //!
@@ -72,6 +73,7 @@ pub mod telemetry;
 mod text;
 pub mod tls_error;
 mod token_bucket;
+pub mod translate;
 mod transport;
 mod upgrade_token;
 pub mod upstream;

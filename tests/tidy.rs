@@ -63,8 +63,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "process",
             "reload",
             "telemetry",
+            "translate",
         ],
     ),
+    ("translate", &["config", "kubeconfig_document"]),
     (
         "check",
         &[
@@ -86,6 +88,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "downstream",
             "kubeconfig_document",
+            "listen_error",
             "metrics",
             "pki",
             "proxy",
@@ -94,7 +97,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "fuzz",
-        &["downstream", "http1", "proxy", "transport", "upstream"],
+        &[
+            "downstream",
+            "http1",
+            "proxy",
+            "translate",
+            "transport",
+            "upstream",
+        ],
     ),
     ("bench", &["http1", "proxy"]),
     (
@@ -323,6 +333,11 @@ const FORBIDDEN: &[(&str, Option<&str>, &str)] = &[
         ".dangerous()",
         Some("upstream/tls.rs"),
         "verification has one place",
+    ),
+    (
+        ".bearer()",
+        Some("upstream/user_naming.rs"),
+        "the proxy's token leaves only together with a user",
     ),
     ("KeyLogFile", None, "session keys never leave the process"),
     (

@@ -49,7 +49,7 @@ impl World {
         let identities = vec![IdentityFiles { certificate, key }];
         let config = config(upstream.address(), identities, TrustSource::File(ca));
         let app = App::bind(Box::new(move || Ok(config.clone()))).expect("a valid configuration");
-        let address = *app.addresses().first().expect("one address is bound");
+        let address = *app.bound().load().first().expect("one address is bound");
         runtime.spawn(app.run(pending()));
         Self {
             runtime,
@@ -111,11 +111,14 @@ fn config(upstream: SocketAddr, identities: Vec<IdentityFiles>, trust: TrustSour
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
             request_host: RequestHost::Client,
             client_certificates: None,
+            file: None,
+            public_prefix: None,
             passthrough: false,
             trust,
             access: Vec::new(),
             publish: None,
         }],
+        directory: None,
         limits: Limits::default(),
         capacity: Capacity::default(),
         timeouts: Timeouts {

@@ -28,6 +28,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('serve', 'serve', [CompletionResultType]::ParameterValue, 'Run the proxy: it needs a certificate to present and an apiserver to forward to')
             [CompletionResult]::new('check', 'check', [CompletionResultType]::ParameterValue, 'Check configuration, certificates and network, and say how to fix what is wrong')
             [CompletionResult]::new('kubeconfig', 'kubeconfig', [CompletionResultType]::ParameterValue, 'Print or write a kubeconfig for clients that reach the proxy by its public name')
+            [CompletionResult]::new('translate', 'translate', [CompletionResultType]::ParameterValue, 'Translate the manifests of an ingress controller or a Gateway into a configuration file')
             [CompletionResult]::new('version', 'version', [CompletionResultType]::ParameterValue, 'Print the version, as --version does')
             [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script for a shell')
             [CompletionResult]::new('help', 'help', [CompletionResultType]::ParameterValue, 'Print this message or the help of the given subcommand(s)')
@@ -123,6 +124,13 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
             break
         }
+        'kube-tls-proxy;translate' {
+            [CompletionResult]::new('--output', '--output', [CompletionResultType]::ParameterName, 'Write kube-tls-proxy.yaml and the CA files that the manifests contain into this directory')
+            [CompletionResult]::new('--strict', '--strict', [CompletionResultType]::ParameterName, 'Exit with 1 if a field is not possible or not known')
+            [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
+            [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
+            break
+        }
         'kube-tls-proxy;version' {
             [CompletionResult]::new('-h', '-h', [CompletionResultType]::ParameterName, 'Print help')
             [CompletionResult]::new('--help', '--help', [CompletionResultType]::ParameterName, 'Print help')
@@ -137,6 +145,7 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             [CompletionResult]::new('serve', 'serve', [CompletionResultType]::ParameterValue, 'Run the proxy: it needs a certificate to present and an apiserver to forward to')
             [CompletionResult]::new('check', 'check', [CompletionResultType]::ParameterValue, 'Check configuration, certificates and network, and say how to fix what is wrong')
             [CompletionResult]::new('kubeconfig', 'kubeconfig', [CompletionResultType]::ParameterValue, 'Print or write a kubeconfig for clients that reach the proxy by its public name')
+            [CompletionResult]::new('translate', 'translate', [CompletionResultType]::ParameterValue, 'Translate the manifests of an ingress controller or a Gateway into a configuration file')
             [CompletionResult]::new('version', 'version', [CompletionResultType]::ParameterValue, 'Print the version, as --version does')
             [CompletionResult]::new('completions', 'completions', [CompletionResultType]::ParameterValue, 'Print the completion script for a shell')
             [CompletionResult]::new('help', 'help', [CompletionResultType]::ParameterValue, 'Print this message or the help of the given subcommand(s)')
@@ -149,6 +158,9 @@ Register-ArgumentCompleter -Native -CommandName 'kube-tls-proxy' -ScriptBlock {
             break
         }
         'kube-tls-proxy;help;kubeconfig' {
+            break
+        }
+        'kube-tls-proxy;help;translate' {
             break
         }
         'kube-tls-proxy;help;version' {

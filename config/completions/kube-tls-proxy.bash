@@ -31,6 +31,9 @@ _kube__tls__proxy() {
             kube__tls__proxy,serve)
                 cmd="kube__tls__proxy__subcmd__serve"
                 ;;
+            kube__tls__proxy,translate)
+                cmd="kube__tls__proxy__subcmd__translate"
+                ;;
             kube__tls__proxy,version)
                 cmd="kube__tls__proxy__subcmd__version"
                 ;;
@@ -49,6 +52,9 @@ _kube__tls__proxy() {
             kube__tls__proxy__subcmd__help,serve)
                 cmd="kube__tls__proxy__subcmd__help__subcmd__serve"
                 ;;
+            kube__tls__proxy__subcmd__help,translate)
+                cmd="kube__tls__proxy__subcmd__help__subcmd__translate"
+                ;;
             kube__tls__proxy__subcmd__help,version)
                 cmd="kube__tls__proxy__subcmd__help__subcmd__version"
                 ;;
@@ -59,7 +65,7 @@ _kube__tls__proxy() {
 
     case "${cmd}" in
         kube__tls__proxy)
-            opts="-h -V --help --version serve check kubeconfig version completions help"
+            opts="-h -V --help --version serve check kubeconfig translate version completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -237,7 +243,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__help)
-            opts="serve check kubeconfig version completions help"
+            opts="serve check kubeconfig translate version completions help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -307,6 +313,20 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__serve)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__help__subcmd__translate)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -496,6 +516,24 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --log-user)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        kube__subcmd__tls__subcmd__proxy__subcmd__translate)
+            opts="-h --strict --output --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --output)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

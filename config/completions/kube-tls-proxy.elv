@@ -25,6 +25,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand serve 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
             cand check 'Check configuration, certificates and network, and say how to fix what is wrong'
             cand kubeconfig 'Print or write a kubeconfig for clients that reach the proxy by its public name'
+            cand translate 'Translate the manifests of an ingress controller or a Gateway into a configuration file'
             cand version 'Print the version, as --version does'
             cand completions 'Print the completion script for a shell'
             cand help 'Print this message or the help of the given subcommand(s)'
@@ -116,6 +117,12 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand -h 'Print help'
             cand --help 'Print help'
         }
+        &'kube-tls-proxy;translate'= {
+            cand --output 'Write kube-tls-proxy.yaml and the CA files that the manifests contain into this directory'
+            cand --strict 'Exit with 1 if a field is not possible or not known'
+            cand -h 'Print help'
+            cand --help 'Print help'
+        }
         &'kube-tls-proxy;version'= {
             cand -h 'Print help'
             cand --help 'Print help'
@@ -128,6 +135,7 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
             cand serve 'Run the proxy: it needs a certificate to present and an apiserver to forward to'
             cand check 'Check configuration, certificates and network, and say how to fix what is wrong'
             cand kubeconfig 'Print or write a kubeconfig for clients that reach the proxy by its public name'
+            cand translate 'Translate the manifests of an ingress controller or a Gateway into a configuration file'
             cand version 'Print the version, as --version does'
             cand completions 'Print the completion script for a shell'
             cand help 'Print this message or the help of the given subcommand(s)'
@@ -137,6 +145,8 @@ set edit:completion:arg-completer[kube-tls-proxy] = {|@words|
         &'kube-tls-proxy;help;check'= {
         }
         &'kube-tls-proxy;help;kubeconfig'= {
+        }
+        &'kube-tls-proxy;help;translate'= {
         }
         &'kube-tls-proxy;help;version'= {
         }

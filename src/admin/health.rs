@@ -91,6 +91,7 @@ pub(super) fn readyz(sources: &Sources, now: SystemTime, strict: bool) -> Health
     let stops = (phase != Phase::Serving).then(|| "the proxy is shutting down".to_owned());
     let mut checks = vec![HealthCheck::new("certificate", certificate(sources, now))];
     checks.extend(client_certificates(sources, now));
+    checks.extend(cluster_files(sources));
     checks.extend([
         HealthCheck::new("listening", closed),
         upstream,
@@ -108,6 +109,19 @@ fn client_certificates(sources: &Sources, now: SystemTime) -> Option<HealthCheck
     report.material.clients().next()?;
     let problems = report.material.client_problems(now);
     let mut check = HealthCheck::new("clientCertificates", None);
+    check.warning = (!problems.is_empty()).then(|| problems.join("; "));
+    Some(check)
+}
+
+/// Passes always, because a file affects its own cluster only. `None` without clusters from a directory.
+fn cluster_files(sources: &Sources) -> Option<HealthCheck> {
+    let report = sources.report.borrow();
+    let (clusters, problems) = (&report.material.clusters, &report.material.cluster_problems);
+    let has_files = clusters.iter().any(|(cluster, _)| cluster.file.is_some());
+    if problems.is_empty() && !has_files {
+        return None;
+    }
+    let mut check = HealthCheck::new("clusterFiles", None);
     check.warning = (!problems.is_empty()).then(|| problems.join("; "));
     Some(check)
 }
@@ -143,9 +157,15 @@ fn certificate(sources: &Sources, now: SystemTime) -> Option<String> {
 /// failure would leave the load balancer without any: clients would get its error instead of the 503 of the proxy,
 /// and would wait for it after the apiserver is back. An instance that reaches an apiserver and must not use it has a
 /// fault of its own, such as a wrong CA, and fails.
+///
+/// A directory may have no cluster yet. No other instance has one then, so it passes with a warning.
 fn upstream(sources: &Sources, strict: bool) -> HealthCheck {
     let report = sources.report.borrow();
     let mut check = HealthCheck::new("upstream", None);
+    if report.clusters.is_empty() {
+        check.warning = Some("the directory of clusters gives no cluster yet".to_owned());
+        return check;
+    }
     let mut reasons = Vec::new();
     let (mut is_one_healthy, mut is_outage) = (false, false);
     for cluster in &report.clusters {
@@ -224,16 +244,16 @@ pub(super) mod tests {
         let config = load(&args, &Environment::from_process()).unwrap();
         let now = SystemTime::now();
         let material = Material::load(&config, now).unwrap();
-        let (reloader, _) = Reloader::new(config, material, &[], now).unwrap();
+        let (reloader, _) = Reloader::new(config, material, now).unwrap();
         let (tell, phase) = watch::channel(phase);
         let sources = Sources {
             metrics: Arc::new(Metrics::new(2)),
             heartbeats: Heartbeats::new(2),
             report: reloader.report(),
             phase,
-            listening: Vec::new(),
+            listening: Arc::default(),
             clients: crate::clients::ClientTable::new(&crate::config::Limits::default()),
-            connections_limit: 1,
+            settings: Arc::default(),
             memory: (1, Arc::default()),
             started: (now, Instant::now()),
         };

@@ -30,6 +30,7 @@ pub(super) fn problems(
             "the last reload failed, and the previous configuration stays in use: {failure}"
         ));
     }
+    found.extend(report.material.cluster_problems.iter().cloned());
     responses(report, minute, &mut found);
     let (handshakes, failed) = minute.handshakes();
     if failed >= MIN_RATE && failed > handshakes * MAX_FAILED_HANDSHAKES {
@@ -43,7 +44,7 @@ pub(super) fn problems(
                 .to_owned(),
         );
     }
-    let limit = sources.connections_limit as u64;
+    let limit = sources.settings.load().limits.connections as u64;
     if connections * 10 > limit * 9 {
         found.push(format!(
             "{connections} of {limit} connections are open; see the clients with the most connections"

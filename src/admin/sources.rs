@@ -2,10 +2,12 @@
 
 use std::{fs, net::SocketAddr, sync::Arc, time::SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     clients::ClientTable,
+    config::LiveSettings,
     drain::Phase,
     heartbeat::Heartbeats,
     memory::{MemoryPressure, resident_bytes},
@@ -31,11 +33,11 @@ pub struct Sources {
     /// The phase between start and end of the process.
     pub phase: watch::Receiver<Phase>,
     /// The addresses that clients connect to.
-    pub listening: Vec<SocketAddr>,
+    pub listening: Arc<ArcSwap<Vec<SocketAddr>>>,
     /// The clients and their connections.
     pub clients: Arc<ClientTable>,
-    /// The limit of open client connections.
-    pub connections_limit: usize,
+    /// The limits and timeouts.
+    pub settings: LiveSettings,
     /// The memory that the process may use, and whether it is short.
     pub memory: (u64, Arc<MemoryPressure>),
     /// The start of the process on both clocks.
@@ -136,6 +138,14 @@ impl Sources {
             &metrics::LAST_RELOAD_SUCCESSFUL,
             flag(report.failure.is_none()),
         );
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "the values of an exposition are floats"
+        )]
+        number(
+            &metrics::UNUSABLE_CLUSTER_FILES,
+            report.material.cluster_problems.len() as f64,
+        );
         number(&metrics::LAST_RELOAD, unix_seconds(report.changed));
         number(
             &metrics::DRAINING,
@@ -152,7 +162,7 @@ impl Sources {
         for (family, value) in [
             (
                 &metrics::CONNECTIONS_LIMIT,
-                Some(self.connections_limit as u64),
+                Some(self.settings.load().limits.connections as u64),
             ),
             (&metrics::MEMORY_LIMIT, Some(*memory_limit)),
             (&metrics::PROCESS_RESIDENT_MEMORY, resident_bytes()),

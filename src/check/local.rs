@@ -44,6 +44,7 @@ pub(super) async fn check(
             listen.join(", ")
         ),
     );
+    check_directory(config, recorder);
     check_capacity(config, recorder);
     for warning in &config.warnings {
         recorder.warning(Check::Configuration, Message::from_sentence(warning));
@@ -64,7 +65,7 @@ pub(super) async fn check(
         }
     }
     if identities.len() == config.identities.len() {
-        check_hosts(&config.clusters, &identities, recorder);
+        check_hosts(config, &identities, recorder);
         check_published(config, &identities, now, recorder);
     } else {
         recorder.skipped(&[Check::Hosts], "a certificate is invalid");
@@ -79,6 +80,23 @@ pub(super) async fn check(
     }
     let names = identities.iter().flat_map(Identity::names);
     names.cloned().collect()
+}
+
+/// Says which files of the directory of clusters are read, and what is wrong with them.
+fn check_directory(config: &Config, recorder: &mut Recorder<'_>) {
+    let Some(directory) = &config.directory else {
+        return;
+    };
+    let path = quote::path(&directory.path);
+    let mut text = format!("{} in {path}", count(directory.files.len(), "kubeconfig"));
+    if !directory.skipped.is_empty() {
+        text = format!("{text}; not read: {}", directory.skipped.join(", "));
+    }
+    recorder.ok(Check::Configuration, text);
+    for unusable in &directory.unusable {
+        let message = Message::from_sentence(&unusable.problem);
+        recorder.failed(Check::Configuration, message);
+    }
 }
 
 /// Says which clusters publish a kubeconfig, and whether clients can use it.
@@ -304,13 +322,13 @@ fn check_acceptance(
 }
 
 /// Checks that every name that leads to a cluster is in a certificate.
-fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &mut Recorder<'_>) {
+fn check_hosts(config: &Config, identities: &[Identity], recorder: &mut Recorder<'_>) {
     let names = identities
         .iter()
         .flat_map(Identity::names)
         .map(String::as_str);
-    let (passed, clusters): (Vec<_>, Vec<_>) =
-        clusters.iter().partition(|cluster| cluster.passthrough);
+    let clusters = config.clusters.iter();
+    let (passed, clusters): (Vec<_>, Vec<_>) = clusters.partition(|cluster| cluster.passthrough);
     if !passed.is_empty() {
         let hosts = passed.iter().flat_map(|cluster| &cluster.hosts);
         let hosts: Vec<_> = hosts.map(String::as_str).collect();
@@ -320,21 +338,21 @@ fn check_hosts(clusters: &[ClusterConfig], identities: &[Identity], recorder: &m
         );
         recorder.ok(Check::Hosts, text);
     }
-    let mut served: Vec<&str> = clusters
+    let mut served: Vec<_> = clusters
         .iter()
-        .flat_map(|cluster| cluster.hosts.iter().map(String::as_str))
+        .flat_map(|cluster| cluster.public_names())
         .collect();
     let hosts = clusters.iter().flat_map(|cluster| &cluster.hosts);
     if let Some(uncovered) = uncovered_hosts(hosts, identities) {
         return recorder.failed(Check::Hosts, Message::from_sentence(&uncovered));
     }
     // With one cluster, the names in the certificates lead to it too.
-    if clusters.len() == 1 {
+    if config.sole_cluster().is_some() {
         let is_passed = |name: &&str| {
             let mut hosts = passed.iter().flat_map(|cluster| &cluster.hosts);
             hosts.any(|host| host == name)
         };
-        served.extend(names.filter(|name| !is_passed(name)));
+        served.extend(names.filter(|name| !is_passed(name)).map(str::to_owned));
         served.sort_unstable();
         served.dedup();
     }

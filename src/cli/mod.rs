@@ -9,6 +9,7 @@ mod messages;
 mod serve;
 mod start;
 mod systemd;
+mod translate;
 
 use std::{ffi::OsString, process::ExitCode, sync::LazyLock};
 
@@ -21,6 +22,7 @@ pub use check::{CheckArgs, OutputFormat};
 pub use kubeconfig::KubeconfigArgs;
 pub use messages::{print_error, sentence};
 pub use start::StartBlock;
+pub use translate::TranslateArgs;
 
 /// The command line of `kube-tls-proxy`.
 #[derive(Debug, Clone, PartialEq, Eq, Parser)]
@@ -48,6 +50,9 @@ pub enum Command {
     /// Print or write a kubeconfig for clients that reach the proxy by its public name
     #[command(after_help = KUBECONFIG_EXAMPLES)]
     Kubeconfig(Box<KubeconfigArgs>),
+    /// Translate the manifests of an ingress controller or a Gateway into a configuration file
+    #[command(after_help = TRANSLATE_EXAMPLES)]
+    Translate(TranslateArgs),
     /// Print the version, as --version does
     Version,
     /// Print the completion script for a shell
@@ -70,6 +75,7 @@ pub fn run(command_line: Cli) -> ExitCode {
         Command::Serve(args) => serve::serve(*args),
         Command::Check(args) => return check::check(&args),
         Command::Kubeconfig(args) => return kubeconfig::kubeconfig(&args),
+        Command::Translate(args) => return translate::translate_files(&args),
         Command::Version => print_all(&format!("kube-tls-proxy {}\n", version())),
         Command::Completions(args) => print_all(&completion_script(args.shell)),
     };
@@ -135,7 +141,10 @@ fn parsed(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Er
         match &mut cli.command {
             Command::Serve(args) => args.note_variables(matches),
             Command::Check(args) => args.serve.note_variables(matches),
-            Command::Kubeconfig(_) | Command::Version | Command::Completions(_) => {}
+            Command::Kubeconfig(_)
+            | Command::Translate(_)
+            | Command::Version
+            | Command::Completions(_) => {}
         }
     }
     Ok(cli)
@@ -195,6 +204,23 @@ Examples:
     kube-tls-proxy kubeconfig --server https://kube.example.com \\
       --exec-command kubectl --exec-arg oidc-login --exec-arg get-token \\
       --exec-arg=--oidc-issuer-url=https://login.example.com --exec-arg=--oidc-client-id=kubectl";
+
+const TRANSLATE_EXAMPLES: &str = "\
+Examples:
+  From the manifests in a repository:
+    kube-tls-proxy translate httpproxy.yaml > kube-tls-proxy.yaml
+
+  From a cluster:
+    kubectl --namespace default get httpproxy,service,secret --output yaml |
+      kube-tls-proxy translate - > kube-tls-proxy.yaml
+
+  With the CA files that the manifests contain, for a host outside of the cluster:
+    kube-tls-proxy translate --output /etc/kube-tls-proxy ingress.yaml ca.yaml
+
+Standard error has one line for each field: used, not needed, not possible or not known. No private
+key is printed or written.
+Exit codes: 0 translated, 1 not written, or with --strict a field that is not possible or not known,
+2 unusable command line, or manifests that cannot be translated.";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:

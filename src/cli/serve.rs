@@ -12,7 +12,7 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, oneshot, watch},
 };
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{StartBlock, systemd};
 use crate::{
@@ -232,7 +232,7 @@ fn report_start(app: &App) {
         .map(|(cluster, clients)| (cluster, &clients.naming))
         .collect();
     let block = StartBlock {
-        listening: app.addresses(),
+        listening: &app.bound().load(),
         admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,
@@ -252,6 +252,9 @@ fn report_start(app: &App) {
     }
     for warning in &config.warnings {
         warn!(warning, "configuration warning");
+    }
+    for problem in &material.cluster_problems {
+        error!(error = problem, "cluster file is unusable");
     }
     for warning in material.warnings(block.now) {
         warn!(warning, "certificate warning");
@@ -288,7 +291,7 @@ fn log_certificates(block: &StartBlock<'_>) {
             cluster = cluster.name,
             url = %cluster.url(),
             expected_name = %cluster.expected_name.to_str(),
-            hosts = Some(cluster.hosts.join(", ")).filter(|hosts| !hosts.is_empty()),
+            hosts = Some(cluster.public_names().join(", ")).filter(|hosts| !hosts.is_empty()),
             passthrough = cluster.passthrough.then_some(true),
             "cluster in use"
         );

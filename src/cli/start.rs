@@ -75,10 +75,11 @@ impl StartBlock<'_> {
         self.clusters
             .iter()
             .map(|(cluster, _)| {
-                let hosts = if cluster.hosts.is_empty() {
+                let names = cluster.public_names();
+                let hosts = if names.is_empty() {
                     String::new()
                 } else {
-                    format!(" for {}", cluster.hosts.join(", "))
+                    format!(" for {}", names.join(", "))
                 };
                 if cluster.passthrough {
                     return format!("{} → {} passed through{hosts}", cluster.name, cluster.url());

@@ -10,45 +10,62 @@ use rustls_pki_types::ServerName;
 use serde_saphyr::Spanned;
 
 use super::{
-    ClientCertificatesConfig, ClusterConfig, ConfigError, Environment, IdentityFiles, NamingConfig,
-    PublishConfig, ReadError, RequestHost, ServeArgs, SettingError, TrustSource, access,
+    ClientCertificatesConfig, ClusterConfig, ClusterDirectory, ConfigError, Environment,
+    IdentityFiles, NamingConfig, PublishConfig, ReadError, RequestHost, ServeArgs, SettingError,
+    TrustSource, access,
     config_file::{
-        ClientCertificatesEntry, ClusterEntry, ExpectedName, FilePath, Parsed, PublicHost,
-        PublishSection, UpstreamEntry,
+        ClientCertificatesEntry, ClusterEntry, ClustersFromEntry, ExpectedName, FilePath, Parsed,
+        PublicHost, PublishSection, UpstreamEntry,
     },
-    file, kubeconfig,
+    directory, file, kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
-    url::{self, UpstreamUrl},
+    url::{self, PublicPrefix, UpstreamUrl},
 };
 use crate::quote;
 
-/// The clusters of the file, or the one of flags, kubeconfig or pod. Never empty. `publish` is for those without one.
+/// The clusters of the file and of its directory, or the one of flags, kubeconfig or pod. Empty only if the directory
+/// is. `publish` is for those without one.
 pub(super) fn load(
     args: &ServeArgs,
     entries: Vec<Spanned<ClusterEntry>>,
+    from: Option<&ClustersFromEntry>,
     publish: Option<&PublishSection>,
     source: &ConfigSource,
     env: &Environment,
-) -> Result<Vec<ClusterConfig>, ConfigError> {
+) -> Result<(Vec<ClusterConfig>, Option<ClusterDirectory>), ConfigError> {
     check_exclusive(args)?;
-    if entries.is_empty() {
-        return Ok(vec![ClusterConfig {
+    if entries.is_empty() && from.is_none() {
+        let cluster = ClusterConfig {
             publish: publish.and_then(|section| publish_config(section, source)),
             ..cluster_of_flags(args, env)?
-        }]);
+        };
+        return Ok((vec![cluster], None));
     }
     if let Some(flag) = upstream_flag(args) {
         return Err(ConfigError::Whole(SettingError::FlagAgainstFile {
             flag,
-            key: "clusters",
+            key: if entries.is_empty() {
+                "clustersFrom"
+            } else {
+                "clusters"
+            },
             file: source.file.clone(),
         }));
     }
-    let several = entries
-        .iter()
-        .filter(|entry| !entry.value.passthrough)
-        .count()
-        > 1;
+    let from = from
+        .map(|section| {
+            let publish = publish.and_then(|publish| publish_config(publish, source));
+            directory::load(section, publish, &entries, source)
+        })
+        .transpose()?;
+    let (in_directory, directory) = from.unzip();
+    let several = directory.is_some()
+        || entries
+            .iter()
+            .filter(|entry| !entry.value.passthrough)
+            .count()
+            > 1;
+    check_prefixes(&entries, source)?;
     let mut hosts = HashMap::new();
     let mut clusters: Vec<ClusterConfig> = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -62,7 +79,8 @@ pub(super) fn load(
         if clusters.iter().any(|cluster| cluster.name == name) {
             return Err(source.error_at(&entry, SettingError::cluster(&name, DUPLICATE)));
         }
-        if several && entry.value.hosts.is_empty() {
+        let prefix = entry.value.path_prefix.as_ref();
+        if several && entry.value.hosts.is_empty() && prefix.is_none() {
             return Err(source.error_at(&entry, SettingError::cluster(&name, NO_HOSTS)));
         }
         if entry.value.passthrough {
@@ -70,15 +88,22 @@ pub(super) fn load(
         }
         for host in &entry.value.hosts {
             let text = host.value.0.0.to_string();
-            if let Some(first) = hosts.insert(text.clone(), name.clone()) {
-                return Err(
-                    source.error_at(host, SettingError::DuplicateHost { host: text, first })
-                );
+            let owner = (name.clone(), prefix.is_some());
+            if let Some((first, may_share)) = hosts.insert(text.clone(), owner)
+                && (!may_share || prefix.is_none() || first == name)
+            {
+                let error = SettingError::DuplicateHost { host: text, first };
+                return Err(source.error_at(host, error));
             }
+        }
+        if let (Some(prefix), Some(_)) = (prefix, &entry.value.client_certificates) {
+            let error = SettingError::cluster(&name, PREFIX_CERTIFICATES);
+            return Err(source.error_at(prefix, error));
         }
         clusters.push(cluster_of_entry(entry, publish, source, env)?);
     }
-    Ok(clusters)
+    clusters.extend(in_directory.into_iter().flatten());
+    Ok((clusters, directory))
 }
 
 fn cluster_of_entry(
@@ -121,6 +146,7 @@ fn cluster_of_entry(
     let client_certificates = certificates
         .map(|section| client_certificates(section, &name, source))
         .transpose()?;
+    let prefix = entry.value.path_prefix.as_ref();
     let of_all = publish.filter(|_| !entry.value.passthrough);
     let own = entry.value.publish.as_ref().map(|section| &section.value);
     let publish = own.or(of_all);
@@ -128,6 +154,7 @@ fn cluster_of_entry(
     let mut cluster = ClusterConfig {
         name,
         hosts,
+        public_prefix: prefix.map(|prefix| prefix.value.0.0.clone()),
         client_certificates,
         access,
         publish,
@@ -147,6 +174,43 @@ fn cluster_of_entry(
         }
     }
     Ok(cluster)
+}
+
+/// Refuses two clusters with one prefix, or with one below that of the other.
+fn check_prefixes(
+    entries: &[Spanned<ClusterEntry>],
+    source: &ConfigSource,
+) -> Result<(), ConfigError> {
+    let mut prefixes = entries.iter().enumerate();
+    prefixes.try_for_each(|(at, entry)| {
+        let Some(prefix) = &entry.value.path_prefix else {
+            return Ok(());
+        };
+        let before = entries.iter().take(at);
+        match prefix_conflict(&prefix.value.0, before, source) {
+            Some(error) => Err(source.error_at(prefix, error)),
+            None => Ok(()),
+        }
+    })
+}
+
+/// Why a cluster with this prefix cannot exist beside `others`.
+pub(super) fn prefix_conflict<'a>(
+    prefix: &PublicPrefix,
+    others: impl IntoIterator<Item = &'a Spanned<ClusterEntry>>,
+    source: &ConfigSource,
+) -> Option<SettingError> {
+    others.into_iter().find_map(|entry| {
+        let other = entry.value.path_prefix.as_ref()?;
+        prefix
+            .overlaps(&other.value.0)
+            .then(|| SettingError::PrefixTaken {
+                prefix: prefix.0.clone(),
+                other: other.value.0.0.clone(),
+                cluster: quote::name(&entry.value.name),
+                place: source.place(other),
+            })
+    })
 }
 
 /// A warning for each cluster with access rules whose apiserver clients also reach through a passthrough host, where
@@ -236,6 +300,9 @@ fn check_passthrough(
     }
     if let Some(section) = &entry.value.client_certificates {
         return Err(source.error_at(section, refused(PASSTHROUGH_CERTIFICATES)));
+    }
+    if let Some(prefix) = &entry.value.path_prefix {
+        return Err(source.error_at(prefix, refused(PASSTHROUGH_PATH)));
     }
     if let Some(section) = &entry.value.publish {
         return Err(source.error_at(section, refused(PASSTHROUGH_PUBLISH)));
@@ -415,5 +482,7 @@ const PASSTHROUGH_PUBLISH: &str = "has `passthrough` and `publish`; remove `publ
 const PASSTHROUGH_ACCESS: &str =
     "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";
 const PASSTHROUGH_HOST: &str = "has `passthrough` and `upstream.host`; remove `host`, because the proxy cannot change a request that it does not see";
+const PASSTHROUGH_PATH: &str = "has `passthrough` and `pathPrefix`; remove one of them, because the proxy sees no path of a connection that it passes on";
+const PREFIX_CERTIFICATES: &str = "has `pathPrefix` and `clientCertificates`; give it a host of its own, because a certificate is asked for before a path is known";
 const PASSTHROUGH_PREFIX: &str = "has `passthrough` and a URL with a path; remove the path, because the proxy cannot change a request that it does not see";
 const NOT_ONE_SOURCE: &str = "must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`";

@@ -21,7 +21,7 @@ use super::{
     listen::{ListenAddr, ListenEntry},
     source::check_path,
     units::Count,
-    url::{UpstreamUrl, expected_name},
+    url::{PublicPrefix, UpstreamUrl, expected_name},
 };
 use crate::{cidr::AddressList, hosts::HostPattern, quote};
 
@@ -44,6 +44,8 @@ pub(super) struct ConfigFile {
     /// The apiservers, by public host name.
     #[schemars(with = "Option<Vec<ClusterEntry>>")]
     pub(super) clusters: Option<Vec<Spanned<ClusterEntry>>>,
+    /// More apiservers, from a directory of kubeconfigs.
+    pub(super) clusters_from: Option<ClustersFromEntry>,
     /// How much one process, connection or request may use.
     pub(super) limits: Option<LimitsSection>,
     /// How long the proxy waits for a peer, and how often it checks.
@@ -80,6 +82,10 @@ pub(super) struct ClusterEntry {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
+    /// A path such as `/clusters/prod` below its hosts that leads to it, and is removed before the apiserver sees it. Clusters
+    /// with a path may share hosts; without hosts, the names in the certificates lead to them.
+    #[schemars(with = "Option<String>", regex(pattern = "^/"))]
+    pub(super) path_prefix: Option<Spanned<Parsed<PublicPrefix>>>,
     /// Pass connections for these hosts on as they are: each client speaks TLS with the apiserver and verifies it itself,
     /// for example with the client certificate of an admin.conf.
     #[serde(default)]
@@ -138,6 +144,27 @@ pub(super) struct ExecSection {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) args: Vec<Parsed<PublicText>>,
+}
+
+/// A directory in which each kubeconfig is a cluster, named after its file. Files that are added, changed and removed are
+/// taken up by a reload.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct ClustersFromEntry {
+    /// The directory. Only server, CA and tls-server-name of each kubeconfig are used.
+    #[schemars(with = "String")]
+    pub(super) directory: Spanned<Parsed<FilePath>>,
+    /// The public host name of each cluster; `{name}` stands for the name of the file without its extension. Needed, except
+    /// with `pathPrefix`.
+    #[schemars(with = "Option<String>")]
+    pub(super) host_template: Option<Spanned<String>>,
+    /// The path of each cluster, such as `/clusters/{name}`, below the host of `hostTemplate`, or below the names in the
+    /// certificates.
+    #[schemars(with = "Option<String>", regex(pattern = r"^/.*\{name\}"))]
+    pub(super) path_prefix: Option<Spanned<String>>,
+    /// The access rules of each of these clusters; by default every request may pass.
+    #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
+    pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
 }
 
 /// Which client certificates count, and how the proxy names their owners to the apiserver: exactly one of `frontProxy` and

@@ -83,10 +83,10 @@ impl ConfigError {
         }
     }
 
-    /// This error with the line that it is about. `text` is that of the configuration file.
-    pub(super) fn with_excerpt(mut self, text: &str) -> Self {
+    /// This error with the line that it is about. `text` is that of the configuration file or of the manifest.
+    pub(crate) fn with_excerpt(mut self, text: &str) -> Self {
         if let Self::File {
-            kind: FileKind::Config,
+            kind: FileKind::Config | FileKind::Manifest,
             at: Some(at),
             excerpt,
             ..
@@ -156,6 +156,8 @@ pub enum FileKind {
     Config,
     /// A kubeconfig.
     Kubeconfig,
+    /// Objects of Kubernetes, for `translate`.
+    Manifest,
 }
 
 impl fmt::Display for FileKind {
@@ -163,6 +165,7 @@ impl fmt::Display for FileKind {
         f.write_str(match self {
             Self::Config => "config file",
             Self::Kubeconfig => "kubeconfig",
+            Self::Manifest => "manifest",
         })
     }
 }
@@ -189,6 +192,10 @@ impl fmt::Display for Position {
     reason = "the message of each variant is its documentation"
 )]
 pub enum SettingError {
+    #[error("the file is a template, not YAML; render it first, for example with `helm template`")]
+    Template,
+    #[error("{field}: {problem}")]
+    Manifest { field: String, problem: String },
     #[error("`{text}` {problem}")]
     Invalid { text: String, problem: &'static str },
     #[error("the value {problem}")]
@@ -228,7 +235,7 @@ pub enum SettingError {
     )]
     SeveralDocuments,
     #[error(
-        "`{key}` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy"
+        "`{key}` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or translate an HTTPProxy, an Ingress or a route with `kube-tls-proxy translate`"
     )]
     KubernetesObject { key: String },
     #[error("the path is empty; name a file, or remove the key")]
@@ -247,6 +254,48 @@ pub enum SettingError {
     NotABool,
     #[error("host `{host}` is already listed for cluster `{first}`; remove one of the two")]
     DuplicateHost { host: String, first: String },
+    #[error("directory {}", quote::path(path))]
+    ClusterDirectory {
+        path: PathBuf,
+        #[source]
+        source: ReadError,
+    },
+    #[error(
+        "{} is not a directory; give the directory in which the kubeconfigs are",
+        quote::path(path)
+    )]
+    NotADirectory { path: PathBuf },
+    #[error(
+        "directory {} has more than {max} kubeconfigs; check the path, or spread the clusters over several proxies",
+        quote::path(path)
+    )]
+    ManyClusterFiles { path: PathBuf, max: usize },
+    #[error(
+        "the name of the file cannot be that of a cluster; use letters, digits and `-`, as in prod-eu.yaml"
+    )]
+    ClusterFileName,
+    #[error(
+        "there is already a cluster `{cluster}` ({place}); rename this file, or remove one of the two"
+    )]
+    ClusterNameTaken { cluster: String, place: String },
+    #[error(
+        "host `{host}` of this file belongs to cluster `{cluster}`, which has `{pattern}` ({place}); rename this file, or remove the other host"
+    )]
+    ClusterHostTaken {
+        host: String,
+        pattern: String,
+        cluster: String,
+        place: String,
+    },
+    #[error(
+        "path prefix `{prefix}` overlaps with `{other}` of cluster `{cluster}` ({place}); choose one that lies neither below nor above it"
+    )]
+    PrefixTaken {
+        prefix: String,
+        other: String,
+        cluster: String,
+        place: String,
+    },
     #[error("{problem}")]
     Access { problem: &'static str },
     #[error("the `name` of the cluster is empty; give it a short one for the logs")]

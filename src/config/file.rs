@@ -55,6 +55,19 @@ pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ReadError> {
     }
 }
 
+/// As [`read`], from standard input.
+pub(super) fn read_stdin() -> Result<Vec<u8>, ReadError> {
+    let mut bytes = Vec::new();
+    let stdin = io::stdin().lock();
+    let read = stdin
+        .take(MAX_BYTES.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    match u64::try_from(read) {
+        Ok(read) if read <= MAX_BYTES => Ok(bytes),
+        Ok(_) | Err(_) => Err(ReadError::TooLarge),
+    }
+}
+
 /// A file that may be a pipe with a slow writer; reads wait for it, up to `patience`.
 struct PatientFile {
     file: File,

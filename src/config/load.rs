@@ -6,8 +6,8 @@
 use std::{net::SocketAddr, num::NonZeroUsize};
 
 use super::{
-    Capacity, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits, LogConfig,
-    LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, access, clusters,
+    Capacity, ClusterDirectory, Config, ConfigError, Environment, FileKind, IdentityFiles, Limits,
+    LogConfig, LogFormat, LoggedUser, ServeArgs, SettingError, Timeouts, access, clusters,
     config_file::{AdminSection, ConfigFile, LogFilter, LogSection},
     limits::{LimitsSection, TimeoutsSection},
     listen::{self, ListenAddr},
@@ -65,7 +65,11 @@ fn load_given(
         .iter()
         .filter_map(|entry| entry.value.kubeconfig.as_ref());
     sources.extend(kubeconfigs.map(|file| source.path(&file.0.0)));
-    let clusters = clusters::load(args, entries, file.publish.as_ref(), &source, env)?;
+    let from = file.clusters_from.take();
+    let publish = file.publish.as_ref();
+    let (clusters, directory) =
+        clusters::load(args, entries, from.as_ref(), publish, &source, env)?;
+    sources.extend(directory.iter().flat_map(ClusterDirectory::sources));
     let (limits, capacity) = limits(file.limits.unwrap_or_default(), &source, workers, env)?;
     let section = file.timeouts.unwrap_or_default();
     let sets_tunnels = args.drain_tunnels.is_some() || section.drain_tunnels.is_some();
@@ -74,8 +78,12 @@ fn load_given(
     warnings.extend(capacity.few_open_files(limits.connections));
     warnings.extend(listen::trusts_everyone(&listen, &trusted_proxies));
     warnings.extend(clusters::passed_by(&clusters));
-    for cluster in clusters.iter().filter(|cluster| !cluster.access.is_empty()) {
+    let written = clusters.iter().filter(|cluster| cluster.file.is_none());
+    for cluster in written.filter(|cluster| !cluster.access.is_empty()) {
         warnings.extend(access::warnings(&cluster.name, &cluster.access));
+    }
+    if let Some(directory) = &directory {
+        warnings.extend(directory.warnings());
     }
     warnings.extend(sets_tunnels.then(|| short_tunnels(&timeouts)).flatten());
     Ok(Config {
@@ -88,6 +96,7 @@ fn load_given(
         workers,
         identities,
         clusters,
+        directory,
         limits,
         capacity,
         timeouts,

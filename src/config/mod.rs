@@ -8,6 +8,7 @@ mod args;
 mod capacity;
 mod clusters;
 mod config_file;
+mod directory;
 mod environment;
 mod error;
 mod excerpt;
@@ -39,24 +40,26 @@ pub use access::{
 pub use args::ServeArgs;
 pub use capacity::{Capacity, ConnectionsBound};
 pub use config_file::schema;
+pub(crate) use directory::Listing;
+pub use directory::{ClusterDirectory, PublicSide, UnusableCluster};
 pub use environment::{Environment, has_no_colours};
 pub use error::{ConfigError, FileKind, Position, SettingError, YamlError};
 pub use excerpt::Excerpt;
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate, load_trust};
-pub use limits::{Limits, Timeouts};
-pub(crate) use listen::peers_of;
+pub use limits::{Limits, LiveSettings, Settings, Timeouts};
 pub use listen::{Admission, ListenConfig, PeerPolicy};
+pub(crate) use listen::{overlap, peers_of};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
-pub(crate) use yaml::load as load_yaml;
+pub(crate) use yaml::{load as load_yaml, manifest_documents, manifest_text, position};
 
 /// The checked configuration of the proxy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// The files that this configuration comes from: the configuration file and kubeconfigs.
+    /// The files that this configuration comes from: the configuration file, kubeconfigs, and their directory.
     pub sources: Vec<PathBuf>,
     /// Addresses to listen on, and which peers may connect to each of them.
     pub listen: Vec<ListenConfig>,
@@ -68,8 +71,10 @@ pub struct Config {
     pub workers: NonZeroUsize,
     /// Certificates to present; the first is the default one.
     pub identities: Vec<IdentityFiles>,
-    /// The apiservers, by public host name; never empty.
+    /// The apiservers, by public host name; empty only if the directory is.
     pub clusters: Vec<ClusterConfig>,
+    /// The directory that some of them come from; `None` if there is none.
+    pub directory: Option<ClusterDirectory>,
     /// How much may be used.
     pub limits: Limits,
     /// What the machine allows.
@@ -86,6 +91,18 @@ pub struct Config {
     pub hints: bool,
 }
 
+impl Config {
+    /// The settings that connections and workers use.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            limits: self.limits.clone(),
+            timeouts: self.timeouts.clone(),
+            hints: self.hints,
+        }
+    }
+}
+
 /// The files of one certificate chain and its key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityFiles {
@@ -100,9 +117,14 @@ pub struct IdentityFiles {
 pub struct ClusterConfig {
     /// Its name in log lines.
     pub name: String,
+    /// The kubeconfig that it comes from, if that is one of the directory.
+    pub file: Option<PathBuf>,
     /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
     /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
+    /// The path below these hosts that leads to it, such as `/clusters/prod`, removed before the apiserver sees it. `None`:
+    /// each of its hosts leads to it alone. With it and without hosts, the names in the certificates lead to it.
+    pub public_prefix: Option<String>,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
     /// TCP port of the apiserver.
@@ -127,6 +149,18 @@ pub struct ClusterConfig {
     pub publish: Option<PublishConfig>,
     /// How client certificates are used; `None` if none is asked for.
     pub client_certificates: Option<ClientCertificatesConfig>,
+}
+
+impl Config {
+    /// The only cluster whose requests the proxy sees, to which every name in the certificates leads. Beside a
+    /// directory there is none: requests for a cluster whose file is gone would go to the one that is left.
+    #[must_use]
+    pub fn sole_cluster(&self) -> Option<&ClusterConfig> {
+        let mut terminated = self.clusters.iter().filter(|cluster| !cluster.passthrough);
+        let sole = terminated.next().filter(|_| self.directory.is_none());
+        let sole = sole.filter(|sole| sole.public_prefix.is_none());
+        sole.filter(|_| terminated.next().is_none())
+    }
 }
 
 /// The kubeconfig that everyone may read at `/.well-known/kubeconfig`.
@@ -190,6 +224,17 @@ impl ClusterConfig {
         let (host, port) = (url_host(&self.upstream_host), self.upstream_port);
         let prefix = quote::path(self.path_prefix.as_ref());
         format!("https://{host}:{port}{prefix}")
+    }
+
+    /// Its hosts, each with the prefix if there is one.
+    #[must_use]
+    pub fn public_names(&self) -> Vec<String> {
+        let prefix = self.public_prefix.as_deref().unwrap_or_default();
+        if self.hosts.is_empty() && !prefix.is_empty() {
+            return vec![prefix.to_owned()];
+        }
+        let hosts = self.hosts.iter();
+        hosts.map(|host| format!("{host}{prefix}")).collect()
     }
 
     /// Host and port of the URL, as a `Host` header has them.

@@ -26,6 +26,16 @@ impl ConfigSource {
             .join(path)
     }
 
+    /// The place of a value, for messages.
+    pub(super) fn place<T>(&self, at: &Spanned<T>) -> String {
+        let file = quote::path(&self.file);
+        let at = yaml::position(at.referenced);
+        at.map_or_else(
+            || format!("{} {file}", FileKind::Config),
+            |at| format!("{} {file}, {at}", FileKind::Config),
+        )
+    }
+
     /// An error at the place of a value.
     pub(super) fn error_at<T>(&self, at: &Spanned<T>, source: SettingError) -> ConfigError {
         ConfigError::File {

@@ -37,8 +37,10 @@ impl UpstreamUrl {
     ) -> ClusterConfig {
         ClusterConfig {
             name,
+            file: None,
             url_place: place,
             hosts: Vec::new(),
+            public_prefix: None,
             request_host: RequestHost::default_for(&self.host),
             upstream_host: self.host,
             upstream_port: self.port,
@@ -96,6 +98,40 @@ impl FromStr for UpstreamUrl {
             prefix: prefix.to_owned(),
             name,
         })
+    }
+}
+
+/// A path that leads to a cluster, such as `/clusters/prod`: no slash at the end, and nothing that any server escapes,
+/// decodes or normalizes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PublicPrefix(pub(super) String);
+
+impl FromStr for PublicPrefix {
+    type Err = SettingError;
+
+    fn from_str(text: &str) -> Result<Self, SettingError> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte);
+        let is_prefix = text.starts_with('/')
+            && text.len() <= MAX_PREFIX_BYTES
+            && text.bytes().all(is_plain)
+            && is_plain_path(text)
+            && quote::pasted(text).is_none();
+        if is_prefix {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(SettingError::invalid(text, NOT_A_PREFIX))
+        }
+    }
+}
+
+impl PublicPrefix {
+    /// Whether one of the two is the other, or lies below it.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        let is_below = |path: &str, prefix: &str| {
+            let rest = path.strip_prefix(prefix);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        is_below(&self.0, &other.0) || is_below(&other.0, &self.0)
     }
 }
 
@@ -205,6 +241,9 @@ const NO_HOST: &str =
 const SECRET_HOST: &str =
     "has a host that looks like a key or a token; write the name or address of the apiserver there";
 const BAD_PREFIX: &str = "has a path that cannot be a prefix; write /PREFIX with plain segments, without `..`, `//` or spaces";
+const NOT_A_PREFIX: &str = "is not a path prefix; write one such as /clusters/prod, with letters, digits, `-`, `.`, `_` and `~`, and no slash at the end";
+/// Far more than a name of a cluster needs.
+const MAX_PREFIX_BYTES: usize = 256;
 const NO_ADDRESS: &str = "is not an address to connect to; write HOST or HOST:PORT without a scheme, such as 203.0.113.20:443";
 const NOT_A_NAME: &str =
     "is neither a DNS name nor an IP address; write one such as kubernetes.default.svc";

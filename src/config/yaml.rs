@@ -5,7 +5,7 @@
 use std::{borrow::Cow, path::Path};
 
 use serde::de::DeserializeOwned;
-use serde_saphyr::{DuplicateKeyPolicy, Error, Location};
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, Spanned};
 
 use super::{
     error::{ConfigError, FileKind, Position, SettingError, YamlError},
@@ -56,19 +56,61 @@ pub(super) fn parse<T: DeserializeOwned>(
     if text.starts_with("-----BEGIN ") {
         return Err(in_file(None, SettingError::PemFile));
     }
-    // No excerpts of the parser: a kubeconfig contains secrets. `Excerpt` decides what is shown.
-    let options = serde_saphyr::options! {
-        with_snippet: false,
-        duplicate_keys: match kind {
-            FileKind::Config => DuplicateKeyPolicy::Error,
-            // As kubectl reads it.
-            FileKind::Kubeconfig => DuplicateKeyPolicy::LastWins,
-        },
-    };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| {
+    serde_saphyr::from_str_with_options(text, options(kind)).map_err(|error| {
         let at = error.location().and_then(position);
         in_file(at, setting_error(error))
     })
+}
+
+// No excerpts of the parser: a kubeconfig contains secrets. `Excerpt` decides what is shown.
+fn options(kind: FileKind) -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        with_snippet: false,
+        duplicate_keys: match kind {
+            FileKind::Config | FileKind::Manifest => DuplicateKeyPolicy::Error,
+            // As kubectl reads it.
+            FileKind::Kubeconfig => DuplicateKeyPolicy::LastWins,
+        },
+    }
+}
+
+/// All YAML documents in the `text` of a manifest, without the empty ones.
+pub(crate) fn manifest_documents<T: DeserializeOwned>(
+    file: &Path,
+    text: &str,
+) -> Result<Vec<Spanned<T>>, ConfigError> {
+    let kind = FileKind::Manifest;
+    if text.starts_with("-----BEGIN ") {
+        return Err(in_file(kind, file, None, SettingError::PemFile));
+    }
+    // A manifest becomes a tree, whose depth a hostile one chooses. A thread of 2 MiB has room for 50 levels in a debug
+    // build, and an ingress has about 12. Proof: tests/translate.rs, `deep-nesting.yaml`.
+    let mut options = options(kind);
+    options.budget = serde_saphyr::budget! { max_depth: MAX_MANIFEST_DEPTH };
+    serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
+        let at = error.location().and_then(position);
+        let error = if text.contains("{{") {
+            SettingError::Template
+        } else {
+            setting_error(error)
+        };
+        in_file(kind, file, at, error).with_excerpt(text)
+    })
+}
+
+/// The text of a manifest; `-` is standard input.
+pub(crate) fn manifest_text(file: &Path) -> Result<String, ConfigError> {
+    let kind = FileKind::Manifest;
+    if file.as_os_str() != "-" {
+        return read_text(kind, file);
+    }
+    let bytes = file::read_stdin().map_err(|source| ConfigError::Read {
+        kind,
+        file: file.to_owned(),
+        source,
+    })?;
+    let text = decode(&bytes).map(Cow::into_owned);
+    text.ok_or_else(|| in_file(kind, file, None, SettingError::NotText))
 }
 
 /// The text of a file in UTF-8, or in UTF-16 with a byte-order mark; `None` if it is in neither.
@@ -126,7 +168,7 @@ fn first_document(text: &str) -> Result<&str, u64> {
 }
 
 /// The place of a parsed value.
-pub(super) fn position(location: Location) -> Option<Position> {
+pub(crate) fn position(location: Location) -> Option<Position> {
     (location != Location::UNKNOWN).then(|| Position {
         line: location.line(),
         column: location.column(),
@@ -206,6 +248,8 @@ const OTHER_WORDS: [(&str, &str); 15] = [
     ("upstreamName", "name"),
 ];
 
+/// Levels of lists and keys in a manifest.
+const MAX_MANIFEST_DEPTH: usize = 40;
 /// The byte-order mark that some editors write at the start of a file.
 const BOM: char = '\u{feff}';
 /// Keys that every Kubernetes object has and no configuration file of the proxy has.

@@ -146,6 +146,8 @@ families! {
         "Reloads of configuration, certificates, keys and CAs.";
     LAST_RELOAD_SUCCESSFUL = Gauge "kube_tls_proxy_last_reload_successful" []
         "1 if the last reload succeeded, 0 if it failed and the previous configuration stays in use.";
+    UNUSABLE_CLUSTER_FILES = Gauge "kube_tls_proxy_unusable_cluster_files" []
+        "Files of the directory of clusters that cannot be used: their clusters keep the last good state, or are left out.";
     LAST_RELOAD = Gauge "kube_tls_proxy_last_reload_timestamp_seconds" []
         "Time of the last reload that found a change, valid or not, in Unix time.";
     LIMITS_HIT = Counter "kube_tls_proxy_limits_hit_total"

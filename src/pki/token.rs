@@ -52,9 +52,9 @@ impl TokenFile {
         &self.path
     }
 
-    /// The value of `Authorization`. Only `Impersonator` (`upstream`) may call it: it sends the token together with the
-    /// name of a user, and in no other way.
-    pub(crate) fn authorization(&self) -> Option<HeaderValue> {
+    /// The value of `Authorization`. Only `Impersonator` (`upstream`) may call it (tests/tidy.rs): it sends the token together
+    /// with the name of a user, and in no other way.
+    pub(crate) fn bearer(&self) -> Option<HeaderValue> {
         self.authorization.borrow().as_ref().ok().cloned()
     }
 
@@ -171,20 +171,20 @@ mod tests {
         let dir = TempDir::new();
         let path = dir.path().join("token");
         let token = TokenFile::load(&path);
-        assert_eq!(token.authorization(), None);
+        assert_eq!(TokenFile::bearer(&token), None);
         assert!(token.problem().unwrap().ends_with("check the path"));
         dir.write("token", "secret-one");
         assert_eq!((token.renew(), token.renew()), (true, false));
-        assert_eq!(token.authorization().unwrap(), "Bearer secret-one");
+        assert_eq!(TokenFile::bearer(&token).unwrap(), "Bearer secret-one");
         assert_eq!(token.problem(), None);
         dir.write("token", "secret-two");
         assert!(token.renew());
-        assert_eq!(token.authorization().unwrap(), "Bearer secret-two");
+        assert_eq!(TokenFile::bearer(&token).unwrap(), "Bearer secret-two");
         assert!(!format!("{token:?}").contains("secret"));
         for broken in ["", "secret three", "secret\nfour"] {
             dir.write("token", broken);
             assert!(token.renew(), "{broken:?}");
-            assert_eq!(token.authorization(), None, "the last one is not kept");
+            assert_eq!(TokenFile::bearer(&token), None, "the last one is not kept");
             let problem = token.problem().unwrap();
             assert!(!problem.contains("secret"), "{problem}");
         }

@@ -235,6 +235,7 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         | Rejection::BadHost
         | Rejection::HostMismatch
         | Rejection::NotOurs
+        | Rejection::NoSuchPrefix
         | Rejection::Scheme
         | Rejection::Target
         | Rejection::TargetCharacter

@@ -33,7 +33,6 @@ mod watch;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use http::{
@@ -56,7 +55,7 @@ pub use published::PublishedKubeconfig;
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
-    config::Limits,
+    config::Settings,
     drain::Drain,
     hosts::PeerAddr,
     metrics::{ClusterSlot, Connected},
@@ -88,12 +87,8 @@ pub struct ClientConnection {
     pub certificate: Option<Arc<PresentedCertificate>>,
     /// The upstream connections of this client.
     pub leases: ClientLeases,
-    /// Bounds on requests.
-    pub limits: Limits,
-    /// Whether a response that refuses a credential says why that may be.
-    pub hints: bool,
-    /// How long one half of a tunnel may stay open after the other half has ended.
-    pub half_close_timeout: Duration,
+    /// Those of its beginning.
+    pub settings: Arc<Settings>,
     /// Counts this connection against the connection limit. A tunnel holds it until it ends.
     pub connected: Arc<Connected>,
     /// Starts the tasks of this connection, and tells them when to finish.
@@ -117,8 +112,8 @@ impl ClientConnection {
 }
 
 /// The fuzz bodies of this module: header rewriting, the host policy, the path reader, the events of watches,
-/// credentials, access rules, `X-Forwarded-For` of a proxy in front, and client certificates.
-pub(crate) const FUZZ: [fn(&[u8]); 8] = [
+/// credentials, access rules, `X-Forwarded-For` of a proxy in front, client certificates, and path prefixes.
+pub(crate) const FUZZ: [fn(&[u8]); 9] = [
     headers::fuzz,
     policy::fuzz,
     request_info::fuzz,
@@ -127,6 +122,7 @@ pub(crate) const FUZZ: [fn(&[u8]); 8] = [
     access::fuzz,
     request_client::fuzz,
     identity::fuzz,
+    policy::fuzz_prefixes,
 ];
 
 /// The response to a request whose head cannot be parsed, so that it does not reach [`handle`].
@@ -154,11 +150,20 @@ pub(crate) fn close_after<B>(response: &mut Response<B>) {
 pub async fn handle(
     routes: &Routes,
     downstream: &ClientConnection,
-    request: Request<RequestBody>,
+    mut request: Request<RequestBody>,
     rejection: Option<Rejection>,
 ) -> Response<Body> {
     let version = request.version();
-    let expected = ExpectedResponse::new(&request);
+    let below = if routes.has_prefixes() {
+        let names = ConnectionNames::new(downstream);
+        policy::take_prefix(&mut request, routes, names)
+    } else {
+        None
+    };
+    let mut expected = ExpectedResponse::new(&request);
+    if matches!(below, Some(Err(Rejection::NoSuchPrefix))) {
+        expected.reader = Reader::below_unknown_prefix(&request);
+    }
     let named = routes
         .trusted_proxies()
         .and_then(|trusted| RequestClient::new(trusted, downstream, request.headers()));
@@ -166,7 +171,7 @@ pub async fn handle(
     let result = match rejection {
         Some(rejection) => Err(rejection.into()),
         // On the heap: the memory of `forward` is freed before the response body is sent.
-        None => Box::pin(forward(routes, downstream, request, &mut log)).await,
+        None => Box::pin(forward(routes, downstream, request, below, &mut log)).await,
     };
     let mut client_left = false;
     let mut response = result.unwrap_or_else(|error| {
@@ -177,7 +182,7 @@ pub async fn handle(
             log.failed(&error);
         }
         let mut response = expected.for_error(&error, log.id());
-        if downstream.hints {
+        if downstream.settings.hints {
             hints::add_to_own(&mut response, &error);
         }
         response
@@ -228,19 +233,18 @@ impl ExpectedResponse {
     }
 }
 
-/// Sends the request to the apiserver, and returns the response.
+/// Sends the request to the apiserver, and returns the response. `below` is what its path has named, if its host has
+/// clusters by path.
 async fn forward(
     routes: &Routes,
     downstream: &ClientConnection,
     request: Request<RequestBody>,
+    below: Option<Result<Arc<Route>, Rejection>>,
     log: &mut AccessLog,
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
-    let names = ConnectionNames {
-        sni: downstream.sni.as_deref(),
-        local: downstream.local,
-    };
-    let admitted = policy::admit(&head, routes, &downstream.limits, names)?;
+    let names = ConnectionNames::new(downstream);
+    let admitted = policy::admit(&head, routes, &downstream.settings.limits, names, below)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
     if let Some(kubeconfig) = &admitted.route.published
@@ -298,7 +302,11 @@ async fn forward(
     if let (Some(_), Some(certificates)) = (&user, &admitted.route.certificates) {
         certificates.answered(downstream, cluster.name(), &mut response);
     }
-    let problem = hints::explain(&mut response, check.has_credential(), downstream.hints);
+    let problem = hints::explain(
+        &mut response,
+        check.has_credential(),
+        downstream.settings.hints,
+    );
     log.set_credential_problem(problem);
     Ok(response)
 }

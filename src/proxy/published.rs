@@ -26,6 +26,8 @@ use crate::{
 pub struct PublishedKubeconfig {
     user: Value,
     ca: Option<String>,
+    /// The path of the cluster below its hosts; usually empty.
+    prefix: String,
 }
 
 impl PublishedKubeconfig {
@@ -37,17 +39,28 @@ impl PublishedKubeconfig {
         Self {
             user: user.unwrap_or_else(|| json!({})),
             ca,
+            prefix: String::new(),
         }
+    }
+
+    /// The same, for a cluster that its hosts serve below a path prefix.
+    #[must_use]
+    pub fn below(self, prefix: &str) -> Self {
+        let prefix = prefix.to_owned();
+        Self { prefix, ..self }
     }
 
     /// The document for clients that reach the proxy as `host` on `port`. `verified` is the name that they have verified.
     fn document(&self, host: &str, port: u16, verified: &str) -> String {
+        let prefix = &self.prefix;
+        // Several clusters of one host need several names.
+        let name = format!("{host}{prefix}");
         let document = KubeconfigDocument {
-            server: format!("https://{}", config::authority(host, port)),
+            server: format!("https://{}{prefix}", config::authority(host, port)),
             tls_server_name: verified.to_owned(),
-            cluster: host.to_owned(),
-            user_name: host.to_owned(),
-            context: host.to_owned(),
+            cluster: name.clone(),
+            user_name: name.clone(),
+            context: name,
             namespace: None,
             ca: self.ca.clone(),
             user: self.user.clone(),

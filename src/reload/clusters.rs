@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{ClientMaterial, Material, NamingMaterial, ReloadReport, Reloader};
 use crate::{
-    config::{ClusterConfig, RequestHost, TrustSource},
+    config::{ClusterConfig, Config, RequestHost, TrustSource},
     metrics::ClusterLabels,
     pki::{ClientIdentity, Identity, TrustAnchors},
     upstream::{ClientTls, Cluster, Endpoints, FrontProxy, Impersonator, UserNaming},
@@ -16,6 +16,7 @@ use crate::{
 ///
 /// When a cluster has no trust anchor.
 pub(super) fn build_clusters(
+    config: &Config,
     material: &Material,
     old: Option<&Reloader>,
     labels: &mut ClusterLabels,
@@ -42,10 +43,11 @@ pub(super) fn build_clusters(
             // The configuration has checked host and port, so they are an authority.
             RequestHost::Upstream => cluster.authority().parse().ok(),
         };
-        // With several clusters, the names in the certificates lead to none.
+        // With several clusters, the names in the certificates lead only to those with prefixes.
         let names = material.identities.iter().flat_map(Identity::names);
-        let is_only = !cluster.passthrough && material.terminated().count() == 1;
-        let probe_host = cluster.own_request_host(names.filter(|_| is_only));
+        let has_names = config.sole_cluster() == Some(cluster)
+            || cluster.public_prefix.is_some() && cluster.hosts.is_empty();
+        let probe_host = cluster.own_request_host(names.filter(|_| has_names));
         let built = Cluster::new(label, prefix, endpoints, tls).with_hosts(authority, probe_host);
         clusters.push(Arc::new(if cluster.passthrough {
             built.passed_through()
@@ -130,16 +132,23 @@ impl Reloader {
     }
 }
 
-/// Whether two clusters differ at most in public hosts, expected name, CA, access rules, client certificates and the
-/// place of the URL.
+/// Whether two clusters differ at most in public hosts and prefix, expected name, CA, access rules, published
+/// kubeconfig, client certificates, and the places of the URL and of the cluster.
 fn is_same_upstream(old: &ClusterConfig, new: &ClusterConfig) -> bool {
+    // First, because each of many clusters is compared with all others.
+    if old.name != new.name {
+        return false;
+    }
     let new = ClusterConfig {
+        file: old.file.clone(),
         hosts: old.hosts.clone(),
+        public_prefix: old.public_prefix.clone(),
         expected_name: old.expected_name.clone(),
         trust: old.trust.clone(),
         url_place: old.url_place.clone(),
         client_certificates: old.client_certificates.clone(),
         access: old.access.clone(),
+        publish: old.publish.clone(),
         ..new.clone()
     };
     *old == new

@@ -1,18 +1,21 @@
 //! Reads and checks the files of a snapshot, and hashes their content.
 
-use std::{path::PathBuf, sync::Arc, time::SystemTime};
+use std::{cmp::Ordering, path::PathBuf, sync::Arc, time::SystemTime};
 
 use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
 use super::publish::Publication;
 use crate::{
     config::{
-        ClientCertificatesConfig, ClusterConfig, Config, NamingConfig, TrustSource, read_file,
+        ClientCertificatesConfig, ClusterConfig, Config, Listing, NamingConfig, PublicSide,
+        ReadError, TrustSource, UnusableCluster, read_file,
     },
     pki::{
         ClientCa, ClientIdentity, Identity, PkiError, PkiFileError, TokenFile, TrustAnchors,
         uncovered_hosts,
     },
+    quote,
+    text::error_chain,
 };
 
 /// The certificates, keys and CAs of a snapshot.
@@ -22,6 +25,8 @@ pub struct Material {
     pub identities: Vec<Identity>,
     /// Each cluster and its trust anchors.
     pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
+    /// What is wrong with files of the directory of clusters, as sentences that end with the fix.
+    pub cluster_problems: Vec<String>,
     /// For each cluster what it needs for client certificates; `None` if it asks for none.
     pub(super) client_certificates: Vec<Option<ClientMaterial>>,
     /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
@@ -157,7 +162,29 @@ impl Material {
         let identities = config.identities.iter().map(|files| {
             Identity::load(files, now).map_err(|error| error.naming_place(&config.sources))
         });
-        Self::of_identities(identities.collect::<Result<_, _>>()?, config, now, None)
+        Self::with_clusters(identities.collect::<Result<_, _>>()?, config, now, None)
+    }
+
+    fn with_clusters(
+        identities: Vec<Identity>,
+        config: &Config,
+        now: SystemTime,
+        old: Option<&Self>,
+    ) -> Result<Self, PkiError> {
+        let (clusters, cluster_problems) = load_clusters(config, now, old)?;
+        Ok(Self {
+            publications: Publication::load_all(&clusters, &config.sources, &identities, now)?,
+            identities,
+            client_certificates: load_client_certificates(config, &clusters, now, old)?,
+            clusters,
+            cluster_problems,
+        })
+    }
+
+    /// The clusters that are in use: without the unusable ones of the directory, but with their last good state.
+    pub(super) fn cluster_configs(&self) -> Vec<ClusterConfig> {
+        let all = self.clusters.iter();
+        all.map(|(cluster, _)| cluster.clone()).collect()
     }
 
     /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
@@ -181,22 +208,12 @@ impl Material {
             };
             loaded.map_err(|error| error.naming_place(&config.sources))
         });
-        let identities = identities.collect::<Result<_, _>>()?;
-        Self::of_identities(identities, config, now, Some(old))
-    }
-
-    fn of_identities(
-        identities: Vec<Identity>,
-        config: &Config,
-        now: SystemTime,
-        old: Option<&Self>,
-    ) -> Result<Self, PkiError> {
-        Ok(Self {
-            clusters: load_clusters(config, now)?,
-            client_certificates: load_client_certificates(config, now, old)?,
-            publications: Publication::load_all(config, &identities, now)?,
-            identities,
-        })
+        Self::with_clusters(
+            identities.collect::<Result<_, _>>()?,
+            config,
+            now,
+            Some(old),
+        )
     }
 
     /// The earliest expiry of these certificates and CAs that has not passed; `None` if all have expired.
@@ -277,9 +294,17 @@ impl Material {
     }
 
     /// The clusters whose requests the proxy sees.
-    pub(super) fn terminated(&self) -> impl Iterator<Item = &ClusterConfig> {
+    fn terminated(&self) -> impl Iterator<Item = &ClusterConfig> {
         let all = self.clusters.iter().map(|(cluster, _)| cluster);
         all.filter(|cluster| !cluster.passthrough)
+    }
+
+    /// The cluster of the directory with this name, with this public side.
+    fn last_good(&self, public: &PublicSide) -> Option<(ClusterConfig, TrustAnchors)> {
+        let mut clusters = self.clusters.iter();
+        let (cluster, anchors) =
+            clusters.find(|(old, _)| old.file.is_some() && old.name == public.name)?;
+        Some((public.apply_to(cluster.clone()), anchors.clone()))
     }
 
     /// Whether both present the same certificates.
@@ -295,21 +320,59 @@ impl Material {
     }
 }
 
+/// Each cluster and its trust anchors.
+type TrustedClusters = Vec<(ClusterConfig, TrustAnchors)>;
+
+/// Each cluster and its trust anchors, and what is wrong with files of the directory. Such a file stops no other cluster:
+/// the last good state of its own stays in use, and without one it is left out.
 fn load_clusters(
     config: &Config,
     now: SystemTime,
-) -> Result<Vec<(ClusterConfig, TrustAnchors)>, PkiError> {
-    let load = |cluster: &ClusterConfig| {
-        let anchors = TrustAnchors::load(&cluster.trust, now)
-            .map_err(|error| error.naming_place(&config.sources))?;
-        Ok((cluster.clone(), anchors))
-    };
-    config.clusters.iter().map(load).collect()
+    old: Option<&Material>,
+) -> Result<(TrustedClusters, Vec<String>), PkiError> {
+    let mut clusters = Vec::with_capacity(config.clusters.len());
+    let directory = config.directory.iter();
+    let mut unusable: Vec<_> = directory
+        .flat_map(|directory| directory.unusable.clone())
+        .collect();
+    for cluster in &config.clusters {
+        let loaded = TrustAnchors::load(&cluster.trust, now)
+            .map_err(|error| error.naming_place(&config.sources));
+        match (loaded, &cluster.file) {
+            (Ok(anchors), _) => clusters.push((cluster.clone(), anchors)),
+            (Err(error), None) => return Err(error),
+            (Err(error), Some(file)) => unusable.push(UnusableCluster {
+                problem: format!("kubeconfig {}: {}", quote::path(file), error_chain(&error)),
+                public: Some(PublicSide::from_cluster(cluster)),
+            }),
+        }
+    }
+    let mut problems = Vec::with_capacity(unusable.len());
+    for UnusableCluster { problem, public } in unusable {
+        let kept = public.and_then(|public| old?.last_good(&public));
+        problems.push(match &kept {
+            Some((cluster, _)) => {
+                let name = &cluster.name;
+                format!("{name}: the last good state stays in use: {problem}")
+            }
+            None => format!("a cluster is left out: {problem}"),
+        });
+        clusters.extend(kept);
+    }
+    problems.sort_unstable();
+    // Those of the configuration file keep their order.
+    clusters.sort_by(|(one, _), (other, _)| {
+        let by_name = || one.name.cmp(&other.name);
+        let are_files = one.file.is_some().cmp(&other.file.is_some());
+        are_files.then_with(|| one.file.as_ref().map_or(Ordering::Equal, |_| by_name()))
+    });
+    Ok((clusters, problems))
 }
 
 /// Each token file is there once, and one of `old` stays: it is what the snapshot in use reads, and what reloads renew.
 fn load_client_certificates(
     config: &Config,
+    clusters: &[(ClusterConfig, TrustAnchors)],
     now: SystemTime,
     old: Option<&Material>,
 ) -> Result<Vec<Option<ClientMaterial>>, PkiError> {
@@ -326,8 +389,8 @@ fn load_client_certificates(
         }
         Ok(loaded)
     };
-    let sections = config.clusters.iter();
-    let sections = sections.map(|cluster| cluster.client_certificates.as_ref());
+    let sections = clusters.iter();
+    let sections = sections.map(|(cluster, _)| cluster.client_certificates.as_ref());
     sections
         .map(|section| section.map(&mut load).transpose())
         .collect()
@@ -378,7 +441,8 @@ pub(super) fn files_of(config: &Config) -> Vec<PathBuf> {
 pub(super) struct ContentHash([u8; SHA256_OUTPUT_LEN]);
 
 impl ContentHash {
-    /// Hashes the files as they are now. A file that cannot be read counts as one fixed value.
+    /// Hashes the files as they are now. A file that cannot be read counts as one fixed value, and a directory of
+    /// clusters as the names of its files.
     pub(super) fn new(files: &[PathBuf]) -> Self {
         let mut context = Context::new(&SHA256);
         for file in files {
@@ -387,6 +451,13 @@ impl ContentHash {
                     // With the length, so that moving bytes from one file to the next changes the hash.
                     context.update(&bytes.len().to_be_bytes());
                     context.update(&bytes);
+                }
+                Err(ReadError::Directory) => {
+                    let listing = Listing::read(file).unwrap_or_default();
+                    for file in listing.files {
+                        context.update(file.as_os_str().as_encoded_bytes());
+                        context.update(&[0]);
+                    }
                 }
                 Err(_) => context.update(&[0xff; size_of::<usize>()]),
             }

@@ -20,8 +20,9 @@ pub use material::{ClientMaterial, Material, NamingMaterial};
 pub use publish::Publication;
 
 use crate::{
-    config::{Config, ConfigError, ListenConfig, SettingError, peers_of},
+    config::{Config, ConfigError},
     downstream::{Snapshot, asking_server_config, server_config},
+    listen_error::ListenError,
     metrics::ClusterLabels,
     pki::{Identity, PkiError},
     proxy::{AccessRules, ClientCertificates, Route, Routes},
@@ -50,6 +51,15 @@ pub enum ReloadError {
     /// A cluster has no trust anchor.
     #[error("cannot set up verification of the apiserver")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
+    /// A new address of `listen` cannot be opened.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why, and how to fix it.
+        #[source]
+        source: ListenError,
+    },
 }
 
 /// The current snapshot, and the results of the reloads so far.
@@ -87,8 +97,8 @@ pub struct Reloader {
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
-    /// The sockets for clients, in order, with the lists of the last valid configuration.
-    listen: Vec<ListenConfig>,
+    /// Whether another process has opened the sockets for clients.
+    keeps_addresses: bool,
     /// The files that all of this comes from.
     files: Vec<PathBuf>,
     /// The content of these files when they were last loaded; `None` if unknown, as at the start.
@@ -104,22 +114,20 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Returns a reloader and its first snapshot. `inherited` are the addresses of the sockets that another process has
-    /// opened.
+    /// Returns a reloader and its first snapshot.
     ///
     /// # Errors
     ///
-    /// When TLS cannot be set up, or an inherited socket has no entry in the configuration.
+    /// When TLS cannot be set up.
     pub fn new(
-        config: Config,
+        mut config: Config,
         material: Material,
-        inherited: &[SocketAddr],
         now: SystemTime,
     ) -> Result<(Self, Snapshot), ReloadError> {
-        let listen = sockets(&config, inherited)?;
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
-        let clusters = build_clusters(&material, None, &mut labels)?;
+        config.clusters = material.cluster_configs();
+        let clusters = build_clusters(&config, &material, None, &mut labels)?;
         let namings = build_namings(&material, &clusters, None);
         let valid_until = material.next_expiry(now);
         let report = ReloadReport {
@@ -139,7 +147,7 @@ impl Reloader {
             replaced: CancellationToken::new(),
             retired: Vec::new(),
             started: config.clone(),
-            listen,
+            keeps_addresses: false,
             files: files_of(&config),
             config,
             loaded: None,
@@ -150,6 +158,11 @@ impl Reloader {
         };
         let snapshot = reloader.snapshot();
         Ok((reloader, snapshot))
+    }
+
+    /// Says that another process has opened the sockets for clients, so that other addresses need a restart.
+    pub fn keep_addresses(&mut self) {
+        self.keeps_addresses = true;
     }
 
     /// The configuration of the current snapshot.
@@ -193,10 +206,14 @@ impl Reloader {
     }
 
     /// Reads everything again. Returns `None` if nothing changed or the reload failed. The log says why it failed,
-    /// once per reason.
-    pub fn reload(&mut self, source: &ConfigLoader, now: SystemTime) -> Option<Snapshot> {
+    /// once per reason. `load` reads the configuration, and may refuse it.
+    pub fn reload(
+        &mut self,
+        mut load: impl FnMut() -> Result<Config, ReloadError>,
+        now: SystemTime,
+    ) -> Option<Snapshot> {
         self.renew_tokens();
-        let mut result = self.try_reload(source, now);
+        let mut result = self.try_reload(&mut load, now);
         for _ in 0..MAX_RETRIES {
             // While the proxy reads, files may be replaced one by one. Old and new files do not fit together.
             let is_race =
@@ -204,7 +221,7 @@ impl Reloader {
             if !is_race {
                 break;
             }
-            result = self.try_reload(source, now);
+            result = self.try_reload(&mut load, now);
         }
         match result {
             Ok(None) => {
@@ -259,28 +276,31 @@ impl Reloader {
     /// change in between.
     fn try_reload(
         &mut self,
-        source: &ConfigLoader,
+        load: &mut impl FnMut() -> Result<Config, ReloadError>,
         now: SystemTime,
     ) -> Result<Option<Snapshot>, FailedReload> {
         let content = ContentHash::new(&self.files);
         let has_expired = self.valid_until.is_some_and(|until| now > until);
-        if self.loaded == Some(content) && !has_expired && self.report.failure.is_none() {
+        let is_complete =
+            self.report.failure.is_none() && self.report.material.cluster_problems.is_empty();
+        if self.loaded == Some(content) && !has_expired && is_complete {
             return Ok(None);
         }
-        self.load(source, now, content)
+        self.load(load, now, content)
             .map_err(|error| FailedReload { content, error })
     }
 
     fn load(
         &mut self,
-        source: &ConfigLoader,
+        load: &mut impl FnMut() -> Result<Config, ReloadError>,
         now: SystemTime,
         content: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
-        let config = source()?;
+        let mut config = load()?;
         let material = Material::reload(&config, now, &self.report.material)?;
+        config.clusters = material.cluster_configs();
         let mut labels = self.labels.clone();
-        let clusters = build_clusters(&material, Some(self), &mut labels)?;
+        let clusters = build_clusters(&config, &material, Some(self), &mut labels)?;
         self.labels = labels;
         let namings = build_namings(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()
@@ -302,7 +322,7 @@ impl Reloader {
         }
         self.compare_with_start(&config);
         self.log_new_warnings(&config);
-        self.replace_lists(&config.listen);
+        self.log_cluster_problems(&material);
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
         self.valid_until = material.next_expiry(now);
@@ -326,12 +346,15 @@ impl Reloader {
         }
     }
 
-    /// Gives each socket the lists of its entry. A socket whose entry is gone keeps its lists until the restart.
-    fn replace_lists(&mut self, listen: &[ListenConfig]) {
-        for (number, socket) in self.listen.iter_mut().enumerate() {
-            if let Some(peers) = peers_of(listen, number, socket.address) {
-                socket.peers = peers.clone();
-            }
+    /// Logs each problem of a file of the directory once, and the end of the last one.
+    fn log_cluster_problems(&self, new: &Material) {
+        let known = &self.report.material.cluster_problems;
+        let problems = new.cluster_problems.iter();
+        for problem in problems.filter(|problem| !known.contains(problem)) {
+            error!(error = problem, "cluster file is unusable");
+        }
+        if new.cluster_problems.is_empty() && !known.is_empty() {
+            info!("every cluster file is usable again");
         }
     }
 
@@ -339,14 +362,12 @@ impl Reloader {
     fn compare_with_start(&mut self, config: &Config) {
         let started = &self.started;
         let keys = [
-            ("listen", addresses(config).ne(addresses(started))),
+            (
+                "listen",
+                self.keeps_addresses && addresses(config).ne(addresses(started)),
+            ),
             ("admin", config.admin != started.admin),
-            ("reusePort", config.reuse_port != started.reuse_port),
             ("workers", config.workers != started.workers),
-            ("limits", config.limits != started.limits),
-            ("timeouts", config.timeouts != started.timeouts),
-            ("log.format", config.log.format != started.log.format),
-            ("hints", config.hints != started.hints),
         ];
         let changed = keys.iter().filter(|(_, has_changed)| *has_changed);
         let changed: Vec<_> = changed.map(|(key, _)| *key).collect();
@@ -367,7 +388,7 @@ impl Reloader {
         routes.set_logged_user(self.config.log.user);
         let certificates = self.client_certificates();
         let configured = clusters.iter().zip(&material.clusters);
-        let mut terminated = Vec::new();
+        let (mut terminated, mut unhosted) = (Vec::new(), Vec::new());
         // First, so that a passthrough host is never terminated because a certificate has its name.
         let publications = material.publications.iter();
         for (((cluster, (config, _)), certificates), publication) in
@@ -380,19 +401,31 @@ impl Reloader {
             };
             let route = Arc::new(route);
             for host in &config.hosts {
-                routes.add(host.as_ref(), &route);
+                match &config.public_prefix {
+                    Some(prefix) => routes.add_below(host, prefix, &route),
+                    None => routes.add(host, &route),
+                }
+            }
+            if let (Some(prefix), true) = (&config.public_prefix, config.hosts.is_empty()) {
+                unhosted.push((prefix, Arc::clone(&route)));
             }
             if !cluster.is_passthrough() {
                 terminated.push(route);
             }
         }
-        // With one cluster, every name in the certificates routes to it. With several, only `hosts` says which name
-        // belongs to which cluster. A passthrough cluster has only its `hosts`.
-        if let [only] = terminated.as_slice() {
+        // With one cluster, every name in the certificates routes to it. With several, or a directory, only `hosts` says
+        // which name belongs to which cluster. A passthrough cluster has only its `hosts`.
+        if let (Some(_), [only]) = (self.config.sole_cluster(), terminated.as_slice()) {
             for name in material.identities.iter().flat_map(Identity::names) {
                 routes.add(name, only);
             }
             routes.set_sole(only);
+        }
+        // A name that is the host of one cluster stays with it.
+        for name in material.identities.iter().flat_map(Identity::names) {
+            for (prefix, route) in &unhosted {
+                routes.add_below(name, prefix, route);
+            }
         }
         Snapshot {
             tls: Arc::new(server_config(
@@ -400,11 +433,6 @@ impl Reloader {
                 Arc::clone(&self.tickets),
             )),
             routes: Arc::new(routes),
-            peers: self
-                .listen
-                .iter()
-                .map(|socket| socket.peers.clone())
-                .collect(),
         }
     }
 
@@ -429,22 +457,6 @@ impl Reloader {
         })
         .collect()
     }
-}
-
-/// The sockets for clients, with their lists. Those of another process replace the configured addresses.
-fn sockets(config: &Config, inherited: &[SocketAddr]) -> Result<Vec<ListenConfig>, ConfigError> {
-    if inherited.is_empty() {
-        return Ok(config.listen.clone());
-    }
-    let socket = |(number, address): (usize, &SocketAddr)| {
-        let unknown = SettingError::UnknownSocket { address: *address };
-        let peers = peers_of(&config.listen, number, *address);
-        Ok(ListenConfig {
-            address: *address,
-            peers: peers.ok_or(ConfigError::Whole(unknown))?.clone(),
-        })
-    };
-    inherited.iter().enumerate().map(socket).collect()
 }
 
 fn addresses(config: &Config) -> impl Iterator<Item = SocketAddr> {

@@ -1,9 +1,9 @@
 //! The kubeconfigs that hosts publish, and whether clients can use them.
 
-use std::time::SystemTime;
+use std::{path::PathBuf, time::SystemTime};
 
 use crate::{
-    config::{ClusterConfig, Config, PublishConfig},
+    config::{ClusterConfig, PublishConfig},
     kubeconfig_document::only_certificates,
     pki::{Acceptance, Identity, PkiError, TrustAnchors, public_roots},
     proxy::PublishedKubeconfig,
@@ -25,14 +25,14 @@ impl Publication {
     ///
     /// The first invalid CA file.
     pub(super) fn load_all(
-        config: &Config,
+        clusters: &[(ClusterConfig, TrustAnchors)],
+        sources: &[PathBuf],
         identities: &[Identity],
         now: SystemTime,
     ) -> Result<Vec<Option<Self>>, PkiError> {
-        let clusters = config.clusters.iter();
-        let load = |cluster| Self::load(cluster, identities, now);
-        clusters
-            .map(|cluster| load(cluster).map_err(|error| error.naming_place(&config.sources)))
+        let load = |(cluster, _): &(ClusterConfig, _)| Self::load(cluster, identities, now);
+        let each = clusters.iter().map(load);
+        each.map(|loaded| loaded.map_err(|error| error.naming_place(sources)))
             .collect()
     }
 
@@ -58,7 +58,8 @@ impl Publication {
         let (ca, warning) = ca(publish, identity, now)?;
         let warning = warning.map(|warning| format!("publish of {}: {warning}", cluster.name));
         Ok(Some(Self {
-            kubeconfig: PublishedKubeconfig::new(publish, ca),
+            kubeconfig: PublishedKubeconfig::new(publish, ca)
+                .below(cluster.public_prefix.as_deref().unwrap_or_default()),
             warning,
         }))
     }

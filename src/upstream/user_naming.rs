@@ -64,7 +64,7 @@ impl Impersonator {
     ///
     /// The file has no token.
     pub fn right(&self) -> Result<NamingRight<'static>, NamingError> {
-        let authorization = self.0.authorization().ok_or(NamingError::NoToken)?;
+        let authorization = self.0.bearer().ok_or(NamingError::NoToken)?;
         Ok(NamingRight(Credential::Token(authorization)))
     }
 }

@@ -96,7 +96,8 @@ func (t *target) request(ctx context.Context, path string) (*http.Request, error
 	}
 	for _, header := range t.headers {
 		name, value, _ := strings.Cut(header, ":")
-		request.Header.Add(strings.TrimSpace(name), strings.TrimSpace(value))
+		// Not with Add, which would change the spelling.
+		request.Header[name] = append(request.Header[name], strings.TrimSpace(value))
 	}
 	return request, nil
 }

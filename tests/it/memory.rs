@@ -20,7 +20,9 @@ use standin::{
 use tokio::sync::mpsc;
 
 use crate::{
+    admin::scrape,
     binary::Binary,
+    directory::Clusters,
     proxy::{HOST, World, data, sum_until_quiet},
     upgrades::{SPDY, echo},
 };
@@ -103,6 +105,41 @@ fn apiserver(world: &World) -> (Builder, Events) {
 const LIST: usize = 10 * MIB;
 /// Below `limits.headerBytes`.
 const LARGE_HEAD: usize = 30 * KIB;
+
+/// Most of it is the TLS settings and the connection of its probe.
+#[tokio::test]
+async fn idle_clusters_hold_little_memory() {
+    const CLUSTERS: usize = 40;
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let clusters = Clusters::new(&world, &upstream, ["first".to_owned()]);
+    let config = clusters.config();
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("probeInterval: 0s, ", "")).unwrap();
+    let binary = Binary::start_from_file(&config).await;
+    let admin = binary.admin().await;
+    let healthy = async |wanted: usize| {
+        let count = async || {
+            let scrape = scrape(admin).await;
+            let names = scrape
+                .names()
+                .filter_map(|name| name.strip_prefix("kube_tls_proxy_"));
+            let endpoints = names.filter(|name| name.starts_with("endpoint_healthy"));
+            endpoints.filter(|name| scrape.get(name) == 1.0).count()
+        };
+        let reached = async { while count().await < wanted {} };
+        let reached = tokio::time::timeout(standin::WAIT * 6, reached).await;
+        assert!(reached.is_ok(), "{wanted} healthy clusters");
+    };
+    healthy(1).await;
+    let before = own_memory(&binary);
+    for number in 0..CLUSTERS {
+        clusters.write(&format!("c{number}"));
+    }
+    binary.signal("HUP").await;
+    healthy(CLUSTERS + 1).await;
+    wait_for_memory(&binary, "idle clusters", before + CLUSTERS * 56 * KIB).await;
+}
 
 /// The client's end of a watch.
 enum Watch {

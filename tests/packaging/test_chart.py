@@ -221,15 +221,24 @@ class Chart(unittest.TestCase):
         self.assertIn("frontProxy", here.pop("clientCertificates"))
         self.assertEqual([here, *others], clusters)
 
-    def test_pods_restart_only_for_settings_that_need_a_restart(self):
-        def checksum(config):
-            objects = rendered.chart(f"config={config}")
-            return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+    def test_pods_do_not_restart_for_a_change_of_the_configuration(self):
+        def template(config):
+            return rendered.chart(f"config={config}")["Deployment", "kube-tls-proxy"]["spec"]["template"]
 
-        before = checksum('{"timeouts": {"drain": "25s"}, "clusters": [{"name": "a"}]}')
-        self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clusters": [{"name": "b"}]}'), before)
-        self.assertEqual(checksum('{"timeouts": {"drain": "25s"}, "clusters": [], "log": {"filter": "debug"}}'), before)
-        self.assertNotEqual(checksum('{"timeouts": {"drain": "26s"}, "clusters": [{"name": "a"}]}'), before)
+        before = template('{"limits": {"headerFields": 100}, "clusters": [{"name": "a"}]}')
+        self.assertEqual(template('{"limits": {"headerFields": 200}, "clusters": [{"name": "b"}]}'), before)
+        self.assertEqual(template('{"timeouts": {"clientIdle": "80s"}, "log": {"filter": "debug"}}'), before)
+
+    def test_cluster_files_are_mounted_as_their_directory(self):
+        section = 'config={"clustersFrom": {"directory": "/etc/kube-tls-proxy/clusters.d", "hostTemplate": "{name}.example"}}'
+        for setting, volume in [
+            ('clusterFiles.secretName="clusters"', {"name": "clusters", "secret": {"secretName": "clusters", "defaultMode": 0o440}}),
+            ('clusterFiles.configMapName="clusters"', {"name": "clusters", "configMap": {"name": "clusters"}}),
+        ]:
+            pod = rendered.chart(section, setting)["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+            self.assertIn(volume, pod["volumes"])
+            mount = {"name": "clusters", "mountPath": "/etc/kube-tls-proxy/clusters.d", "readOnly": True}
+            self.assertIn(mount, pod["containers"][0]["volumeMounts"])
 
     def test_digest_overrides_tag(self):
         digest = "sha256:" + "0" * 64
@@ -464,6 +473,8 @@ class Chart(unittest.TestCase):
             (['extraEnv=[{"name": "KUBE_TLS_PROXY_DRAIN_DELAY", "value": "9s"}]'], "extraEnv: write KUBE_TLS_PROXY_DRAIN_DELAY"),
             (["service.nodePort=30443", 'service.type="ClusterIP"'], "service.nodePort: "),
             (['service.loadBalancerIP="192.0.2.7"', 'service.type="NodePort"'], "service.loadBalancerIP: "),
+            (['clusterFiles.secretName="a"'], "clusterFiles: the proxy reads these files only with config.clustersFrom"),
+            (['clusterFiles={"secretName": "a", "configMapName": "b"}'], "clusterFiles: secretName and configMapName exclude"),
             (["tlsRoute.enabled=true"], "tlsRoute.parentRefs: name the Gateway"),
             (["listen.allow=[]"], "listen.allow: the list is empty, so no client would be served"),
             (['clientCertificates.frontProxy.secret="f"'], "clientCertificates.ca: name the ConfigMap or Secret"),

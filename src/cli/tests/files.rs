@@ -9,6 +9,34 @@ fn bad_config_files() {
     // CLUSTER is replaced by a valid cluster, AT by the settings that locate its apiserver.
     for (text, expected) in [
         (
+            "clusters: [{name: a, pathPrefix: clusters, inCluster: true}]",
+            "config file DIR/proxy.yaml, line 1, column 34: `clusters` is not a path prefix; write one such as /clusters/prod, with letters, digits, `-`, `.`, `_` and `~`, and no slash at the end",
+        ),
+        (
+            "clusters: [{name: a, pathPrefix: /a%2fb, inCluster: true}]",
+            "config file DIR/proxy.yaml, line 1, column 34: `/a%2fb` is not a path prefix; write one such as /clusters/prod, with letters, digits, `-`, `.`, `_` and `~`, and no slash at the end",
+        ),
+        (
+            "clusters: [{name: a, pathPrefix: /a/, inCluster: true}]",
+            "config file DIR/proxy.yaml, line 1, column 34: `/a/` is not a path prefix; write one such as /clusters/prod, with letters, digits, `-`, `.`, `_` and `~`, and no slash at the end",
+        ),
+        (
+            "clusters:\n- {name: a, pathPrefix: /c, AT}\n- {name: b, pathPrefix: /c/d, AT}\n",
+            "config file DIR/proxy.yaml, line 3, column 25: path prefix `/c/d` overlaps with `/c` of cluster `a` (config file DIR/proxy.yaml, line 2, column 25); choose one that lies neither below nor above it",
+        ),
+        (
+            "clusters:\n- {name: a, hosts: [x.example], AT}\n- {name: b, hosts: [x.example], pathPrefix: /c, AT}\n",
+            "config file DIR/proxy.yaml, line 3, column 21: host `x.example` is already listed for cluster `a`; remove one of the two",
+        ),
+        (
+            "clusters:\n- {name: a, hosts: [x.example], passthrough: true, pathPrefix: /c, AT}\n",
+            "config file DIR/proxy.yaml, line 2, column 64: cluster `a` has `passthrough` and `pathPrefix`; remove one of them, because the proxy sees no path of a connection that it passes on",
+        ),
+        (
+            "clusters:\n- {name: a, pathPrefix: /c, AT, clientCertificates: {ca: a, frontProxy: {certificate: b, key: c}}}\n",
+            "config file DIR/proxy.yaml, line 2, column 25: cluster `a` has `pathPrefix` and `clientCertificates`; give it a host of its own, because a certificate is asked for before a path is known",
+        ),
+        (
             "",
             "config file DIR/proxy.yaml: the file is empty; check the path",
         ),
@@ -74,7 +102,7 @@ fn bad_config_files() {
         ),
         (
             "zzz: 1\n",
-            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, limits, timeouts, log, admin, publish, hints",
+            "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, clustersFrom, limits, timeouts, log, admin, publish, hints",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",
@@ -126,11 +154,11 @@ fn bad_config_files() {
         ),
         (
             "apiVersion: projectcontour.io/v1\nkind: HTTPProxy\n",
-            "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy",
+            "config file DIR/proxy.yaml, line 1, column 1: `apiVersion` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or translate an HTTPProxy, an Ingress or a route with `kube-tls-proxy translate`",
         ),
         (
             "kind: Config\n",
-            "config file DIR/proxy.yaml, line 1, column 1: `kind` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or see docs/from-contour.md for an HTTPProxy",
+            "config file DIR/proxy.yaml, line 1, column 1: `kind` is a key of Kubernetes objects, so this is not a configuration file of the proxy; give a kubeconfig with --kubeconfig, or translate an HTTPProxy, an Ingress or a route with `kube-tls-proxy translate`",
         ),
         (
             GARBAGE,

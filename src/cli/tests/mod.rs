@@ -242,6 +242,8 @@ fn start_block_lists_all_facts() {
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
         request_host: RequestHost::Client,
+        file: None,
+        public_prefix: None,
         passthrough: false,
         trust: TrustSource::Inline {
             pem: ca.pem().into_bytes(),

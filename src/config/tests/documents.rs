@@ -46,6 +46,8 @@ fn commented_parts_of_example_file_load() {
         "staging.conf",
         KUBECONFIG.replace("name: lab, context", "name: staging-admin, context"),
     );
+    scratch.write("tenant.conf", KUBECONFIG);
+    scratch.write("clusters.d/eu.yaml", KUBECONFIG);
     scratch.write("ca.crt", "any");
     let args = ServeArgs {
         config: Some(scratch.write("proxy.yaml", &uncommented)),
@@ -64,7 +66,10 @@ fn commented_parts_of_example_file_load() {
         .iter()
         .map(|cluster| &cluster.name)
         .collect();
-    assert_eq!(names, ["prod", "staging", "prod-direct", "here"]);
+    assert_eq!(
+        names,
+        ["prod", "staging", "prod-direct", "tenant", "here", "eu"]
+    );
     assert!(config.clusters[2].passthrough);
     assert_eq!(config.workers.get(), 2);
     let expected = Limits {

@@ -1,6 +1,7 @@
 //! The configuration that flags, file, kubeconfig and pod give. Invalid ones are in `cli::tests`.
 
 mod access;
+mod directory;
 mod documents;
 mod files;
 mod kubeconfigs;
@@ -111,12 +112,15 @@ fn flags_alone_give_defaults() {
                 path_prefix: String::new(),
                 expected_name: name("10.0.0.1"),
                 request_host: RequestHost::Client,
+                file: None,
+                public_prefix: None,
                 passthrough: false,
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
                 access: Vec::new(),
                 publish: None,
             }],
+            directory: None,
             limits: Limits {
                 connections: 327,
                 handshakes: 3 * 2 * 64,
@@ -374,6 +378,8 @@ clusters:
             path_prefix: "/p".to_owned(),
             expected_name: name("fd00::1"),
             request_host: RequestHost::Client,
+            file: None,
+            public_prefix: None,
             passthrough: false,
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
@@ -390,6 +396,8 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("y"),
             request_host: RequestHost::Upstream,
+            file: None,
+            public_prefix: None,
             passthrough: false,
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
@@ -406,6 +414,8 @@ clusters:
             path_prefix: String::new(),
             expected_name: name("kubernetes.default.svc"),
             request_host: RequestHost::Client,
+            file: None,
+            public_prefix: None,
             passthrough: false,
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,

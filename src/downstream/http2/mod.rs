@@ -60,7 +60,7 @@ pub(super) async fn serve(
     service: Arc<Service>,
 ) -> Result<(), Http2Error> {
     let drain = service.downstream.drain.clone();
-    let limits = &service.downstream.limits;
+    let limits = &service.downstream.settings.limits;
     let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
     // Twice the limit, so that a head just over it reaches the proxy, which names the limit. To a larger head
     // h2 itself responds with a bare 431.
@@ -92,7 +92,7 @@ pub(super) async fn serve(
         let stream = stream;
         WriteBatcher::new(*stream)
     };
-    let timeouts = &service.shared.timeouts;
+    let timeouts = &service.downstream.settings.timeouts;
     let (frames, observed) = ClientFrames::new(
         timeouts.request_head,
         max_header_list,

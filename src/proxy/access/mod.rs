@@ -13,6 +13,8 @@ use std::{fmt, net::IpAddr, sync::Arc};
 
 use http::{Method, Uri, header, request::Parts};
 
+pub(super) use path::readings;
+
 use super::{
     Error, Rejection,
     credential::{CredentialCache, CredentialError, CredentialPlace, Credentials},
@@ -434,7 +436,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     let rules = [deny, close, AccessRule::new(RuleEffect::Allow)];
     let rules = AccessRules::new("fuzz", &rules).expect("there are three rules");
     if is_open(&rules, &Method::GET, &uri) == Some(true) {
-        for reading in path::readings(uri.path()) {
+        for reading in readings(uri.path()) {
             if let Ok(reading) = reading.parse::<Uri>() {
                 let found = is_open(&rules, &Method::GET, &reading);
                 assert_ne!(found, Some(false), "{uri} is open, but {reading} is not");

@@ -28,7 +28,7 @@ pub(super) fn has_one_meaning(method: &Method, uri: &Uri) -> bool {
 }
 
 /// The path not decoded, decoded once and twice, each of them also normalized.
-pub(super) fn readings(path: &str) -> Vec<String> {
+pub(in crate::proxy) fn readings(path: &str) -> Vec<String> {
     let once = decode(path).unwrap_or(Cow::Borrowed(path));
     // What is no escape, such as the `%` of `100%25`, stays as it is.
     let twice = decode(&once).unwrap_or(Cow::Borrowed(&once));

@@ -1,14 +1,16 @@
 //! Decides whether a request may pass, by its form, its size and its host, before anything is sent
 //! upstream. Finds the cluster that the request goes to.
 
+mod prefixes;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
-use http::{HeaderMap, HeaderValue, Method, Version, header, request::Parts, uri::Authority};
+use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority};
 
-use super::{access::AccessRules, credential::CredentialError};
+use super::{ClientConnection, access::AccessRules, credential::CredentialError};
 use crate::{
     cidr::AddressList,
     clients::Throttled,
@@ -21,6 +23,8 @@ use crate::{
     upgrade_token::UpgradeToken,
     upstream::Cluster,
 };
+use prefixes::HostTarget;
+pub(super) use prefixes::{fuzz as fuzz_prefixes, take_prefix};
 
 /// A request that may pass.
 #[derive(Debug)]
@@ -49,7 +53,7 @@ pub struct Route {
 /// The clusters by public host name. Replaced as a whole when the configuration changes.
 #[derive(Debug, Default)]
 pub struct Routes {
-    by_host: HostMap<Arc<Route>>,
+    by_host: HostMap<HostTarget>,
     /// The route of a configuration with exactly one cluster, passthrough clusters not counted.
     sole: Option<Arc<Route>>,
     /// Proxies that name the clients of their requests; `None` if there are none.
@@ -57,6 +61,7 @@ pub struct Routes {
     /// The routes that ask for client certificates.
     asking: Vec<Arc<Route>>,
     has_passthrough: bool,
+    has_prefixes: bool,
     logged_user: LoggedUser,
 }
 
@@ -67,6 +72,15 @@ pub(super) struct ConnectionNames<'a> {
     pub(super) sni: Option<&'a str>,
     /// The address that the client connected to.
     pub(super) local: Option<SocketAddr>,
+}
+
+impl<'a> ConnectionNames<'a> {
+    pub(super) fn new(downstream: &'a ClientConnection) -> Self {
+        Self {
+            sni: downstream.sni.as_deref(),
+            local: downstream.local,
+        }
+    }
 }
 
 impl Route {
@@ -95,7 +109,8 @@ impl Routes {
     /// Sends requests for `host` (the text of a host pattern) to a cluster.
     pub fn add(&mut self, host: &str, route: &Arc<Route>) {
         self.has_passthrough |= route.cluster.is_passthrough();
-        self.by_host.insert(host, Arc::clone(route));
+        let target = HostTarget::Cluster(Arc::clone(route));
+        self.by_host.insert(host, target);
         let is_listed = || self.asking.iter().any(|one| Arc::ptr_eq(one, route));
         if route.certificates.is_some() && !is_listed() {
             self.asking.push(Arc::clone(route));
@@ -123,7 +138,7 @@ impl Routes {
     /// terminates them.
     #[must_use]
     pub fn passthrough(&self, sni: &str) -> Option<&Arc<Cluster>> {
-        let route = self.by_host.get(&HostName::new(sni))?;
+        let route = self.by_host.get(&HostName::new(sni))?.cluster()?;
         Some(&route.cluster).filter(|cluster| cluster.is_passthrough())
     }
 
@@ -145,8 +160,11 @@ impl Routes {
     /// Whether a cluster is served under this name.
     #[must_use]
     pub fn serves(&self, name: &str) -> bool {
-        let route = self.by_host.get(&HostName::new(name));
-        route.is_some_and(|route| !route.cluster.is_passthrough())
+        let target = self.by_host.get(&HostName::new(name));
+        target.is_some_and(|target| {
+            let route = target.cluster();
+            route.is_none_or(|route| !route.cluster.is_passthrough())
+        })
     }
 
     /// The route whose clients are asked for a certificate in a handshake with this name. Without a name it is the only
@@ -157,7 +175,7 @@ impl Routes {
             return None;
         }
         let route = match server_name {
-            Some(name) => self.by_host.get(&HostName::new(name)),
+            Some(name) => self.by_host.get(&HostName::new(name))?.cluster(),
             None => self.sole.as_ref(),
         };
         route.filter(|route| route.certificates.is_some())
@@ -180,17 +198,32 @@ impl Routes {
     ///
     /// A passthrough host has no route here, even if a wildcard of another cluster covers it: a host is either passed
     /// through or terminated. Browsers send requests for such a name on a connection for another one.
-    fn find(&self, authority: &Authority, sni: Option<&str>) -> Option<&Arc<Route>> {
+    fn find(&self, authority: &Authority, sni: Option<&str>) -> Result<&Arc<Route>, Rejection> {
+        let found = match self.target(authority, sni) {
+            Some(target) => Some(target.cluster().ok_or(Rejection::NoSuchPrefix)?),
+            None => {
+                let sole = self.sole.as_ref();
+                sole.filter(|_| {
+                    HostName::new(authority.host())
+                        .as_str()
+                        .parse::<IpAddr>()
+                        .is_ok()
+                })
+            }
+        };
+        let found = found.filter(|route| !route.cluster.is_passthrough());
+        found.ok_or(Rejection::NotOurs)
+    }
+
+    /// What this host leads to, or the name of the TLS handshake in its place.
+    fn target(&self, authority: &Authority, sni: Option<&str>) -> Option<&HostTarget> {
         let host = HostName::new(authority.host());
-        let found = self.by_host.get(&host).or_else(|| {
-            let is_address = host.as_str().parse::<IpAddr>().is_ok();
-            if !is_address && host.as_str() != "localhost" {
+        self.by_host.get(&host).or_else(|| {
+            if host.as_str() != "localhost" && host.as_str().parse::<IpAddr>().is_err() {
                 return None;
             }
-            let by_sni = sni.and_then(|sni| self.by_host.get(&HostName::new(sni)));
-            by_sni.or_else(|| self.sole.as_ref().filter(|_| is_address))
-        });
-        found.filter(|route| !route.cluster.is_passthrough())
+            self.by_host.get(&HostName::new(sni?))
+        })
     }
 }
 
@@ -226,6 +259,9 @@ pub enum Rejection {
     /// A host that no cluster is configured for (RFC 9110 §15.5.20).
     #[error("no cluster is configured for this host")]
     NotOurs,
+    /// A path without the prefix of a cluster, for a host whose clusters have prefixes.
+    #[error("no cluster is configured for this path")]
+    NoSuchPrefix,
     /// A scheme other than https.
     #[error("request scheme is not https")]
     Scheme,
@@ -294,6 +330,7 @@ impl Rejection {
             Self::BadHost => "bad_host",
             Self::HostMismatch => "host_mismatch",
             Self::NotOurs => "host_not_configured",
+            Self::NoSuchPrefix => "path_not_configured",
             Self::Scheme => "scheme",
             Self::Target => "target",
             Self::TargetCharacter => "target_character",
@@ -326,7 +363,7 @@ impl Rejection {
     }
 }
 
-/// Decides whether a request may pass. `names` are those of its connection.
+/// Decides whether a request may pass. `names` are those of its connection, and `below` is what `take_prefix` has found.
 ///
 /// # Errors
 ///
@@ -336,6 +373,7 @@ pub(super) fn admit(
     routes: &Routes,
     limits: &Limits,
     names: ConnectionNames<'_>,
+    below: Option<Result<Arc<Route>, Rejection>>,
 ) -> Result<Admitted, Rejection> {
     if head.method == Method::CONNECT {
         return Err(Rejection::Connect);
@@ -347,15 +385,20 @@ pub(super) fn admit(
     if expected.any(|expect| !expect.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Rejection::Expectation);
     }
-    let named = authority(head)?;
-    let otherwise = named
-        .as_ref()
-        .map_or(Rejection::NoHost, |_| Rejection::NotOurs);
+    let named = authority(&head.uri, &head.headers, head.version)?;
+    let is_named = named.is_some();
     let authority = match named {
         Some(authority) => authority,
         None => own_address(head, names.local).ok_or(Rejection::NoHost)?,
     };
-    let route = routes.find(&authority, names.sni).ok_or(otherwise)?;
+    let route = match below {
+        Some(found) => found?,
+        None => match routes.find(&authority, names.sni) {
+            Ok(route) => Arc::clone(route),
+            Err(rejection) if is_named => return Err(rejection),
+            Err(_) => return Err(Rejection::NoHost),
+        },
+    };
     let upgrade = UpgradeToken::requested_by(head);
     if let Some(token) = upgrade {
         if has_body(&head.headers) {
@@ -367,7 +410,7 @@ pub(super) fn admit(
         }
     }
     Ok(Admitted {
-        route: Arc::clone(route),
+        route,
         authority,
         upgrade,
     })
@@ -440,8 +483,12 @@ fn check_length(headers: &HeaderMap) -> Result<(), Rejection> {
 /// # Errors
 ///
 /// When the host is malformed, or there is more than one.
-fn authority(head: &Parts) -> Result<Option<Authority>, Rejection> {
-    let mut lines = head.headers.get_all(header::HOST).iter();
+fn authority(
+    uri: &Uri,
+    headers: &HeaderMap,
+    version: Version,
+) -> Result<Option<Authority>, Rejection> {
+    let mut lines = headers.get_all(header::HOST).iter();
     let host = lines.next();
     if lines.next().is_some() {
         return Err(Rejection::BadHost);
@@ -449,10 +496,10 @@ fn authority(head: &Parts) -> Result<Option<Authority>, Rejection> {
     let host = host
         .map(|host| Authority::try_from(host.as_bytes()).map_err(|_| Rejection::BadHost))
         .transpose()?;
-    let target = head.uri.authority().cloned();
+    let target = uri.authority().cloned();
     if let (Some(target), Some(host)) = (&target, &host)
         // With an absolute target HTTP/1.1 ignores `Host` (RFC 9112 §3.2.2).
-        && head.version == Version::HTTP_2
+        && version == Version::HTTP_2
         && !is_same_origin(target, host)
     {
         return Err(Rejection::HostMismatch);
@@ -506,7 +553,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
             .position(|byte| *byte == b'\n')
             .unwrap_or(bytes.len()),
     );
-    let Ok(uri) = http::Uri::try_from(target) else {
+    let Ok(uri) = Uri::try_from(target) else {
         return;
     };
     let mut request = http::Request::new(());
@@ -515,7 +562,8 @@ pub(super) fn fuzz(bytes: &[u8]) {
         request.headers_mut().insert(header::HOST, host);
     }
     let (head, ()) = request.into_parts();
-    if let (Ok(()), Ok(Some(authority))) = (check_target(&head), authority(&head)) {
+    let named = authority(&head.uri, &head.headers, head.version);
+    if let (Ok(()), Ok(Some(authority))) = (check_target(&head), named) {
         assert!(!authority.as_str().contains('@') && !authority.host().is_empty());
         assert!(
             head.uri

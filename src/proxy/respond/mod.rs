@@ -83,7 +83,17 @@ pub(super) enum Reader {
 impl Reader {
     /// Almost every request ends at the comparison of its path.
     pub(super) fn from_request<B>(request: &Request<B>) -> Self {
+        Self::new(request, request.uri().path())
+    }
+
+    /// The reader of a request whose path begins with an unknown prefix: its last part says what it asks for.
+    pub(super) fn below_unknown_prefix<B>(request: &Request<B>) -> Self {
         let path = request.uri().path();
+        let last = path.rfind('/').and_then(|at| path.get(at..));
+        Self::new(request, last.unwrap_or(path))
+    }
+
+    fn new<B>(request: &Request<B>, path: &str) -> Self {
         let is_discovery =
             matches!(path, "/api" | "/apis" | "/version") || path.starts_with("/openapi/");
         if !is_discovery || request.method() != Method::GET {
@@ -320,6 +330,12 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "no cluster is configured for this host name; check the server in the kubeconfig, or ask the \
              administrator of the proxy to add the name to its configuration",
         ),
+        Rejection::NoSuchPrefix => ErrorStatus::new(
+            StatusCode::MISDIRECTED_REQUEST,
+            "MisdirectedRequest",
+            "no cluster is configured for this path; the server in the kubeconfig must end with the path of a cluster, such \
+             as /clusters/NAME, so check it, or ask the administrator of the proxy",
+        ),
         Rejection::Scheme => bad_request("the request's scheme is not https"),
         Rejection::Target => bad_request("the request target is not a path, or it contains a `#`"),
         Rejection::TargetCharacter => bad_request(
@@ -383,7 +399,7 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
             "the proxy itself serves the kubeconfig at this path, to GET and HEAD without an upgrade",
         ),
         Rejection::AmbiguousPath => bad_request(
-            "the path can be read in more than one way, and the access rules look at it; write it without escapes, \
+            "the path can be read in more than one way, and the proxy decides by it; write it without escapes, \
              empty parts, `.`, `..` and `;`",
         ),
     }

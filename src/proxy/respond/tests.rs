@@ -59,7 +59,7 @@ fn upstream_errors() -> Vec<UpstreamError> {
     ]
 }
 
-const REJECTIONS: [(Rejection, u16, &str); 25] = [
+const REJECTIONS: [(Rejection, u16, &str); 26] = [
     (Rejection::Connect, 405, "MethodNotAllowed"),
     (
         Rejection::HeaderFields(7),
@@ -76,6 +76,7 @@ const REJECTIONS: [(Rejection, u16, &str); 25] = [
     (Rejection::BadHost, 400, "BadRequest"),
     (Rejection::HostMismatch, 400, "BadRequest"),
     (Rejection::NotOurs, 421, "MisdirectedRequest"),
+    (Rejection::NoSuchPrefix, 421, "MisdirectedRequest"),
     (Rejection::Scheme, 400, "BadRequest"),
     (Rejection::Target, 400, "BadRequest"),
     (Rejection::TargetCharacter, 400, "BadRequest"),

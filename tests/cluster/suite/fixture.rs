@@ -41,6 +41,11 @@ impl Fixture {
         self.text("server")
     }
 
+    /// A file with the server and the token of an administrator.
+    pub(crate) fn kubeconfig(&self) -> &str {
+        self.text("kubeconfig")
+    }
+
     pub(crate) fn ca(&self) -> &str {
         self.text("ca")
     }

@@ -96,7 +96,7 @@ impl Suite {
                 name: Some(PASSED_HOST),
                 ..terminated
             },
-            Way::Token | Way::Rules | Way::FrontProxy => terminated,
+            Way::Token | Way::Rules | Way::FrontProxy | Way::Impersonation => terminated,
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fixture::Fixture;
+use crate::impersonation;
 use crate::kubectl::{Kubectl, same_on_both};
 use crate::process::run;
 use crate::suite::{Credential, Route, shared};
@@ -23,15 +24,18 @@ pub(crate) enum Way {
     Rules,
     /// With a client certificate, through a proxy that is a front proxy.
     FrontProxy,
+    /// With a client certificate, through a proxy that impersonates its owner.
+    Impersonation,
     /// With a client certificate, which the apiserver verifies itself.
     Passthrough,
 }
 
 impl Way {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
         Self::Token,
         Self::Rules,
         Self::FrontProxy,
+        Self::Impersonation,
         Self::Passthrough,
     ];
 
@@ -41,6 +45,7 @@ impl Way {
             Self::Token => "token",
             Self::Rules => "rules",
             Self::FrontProxy => "front-proxy",
+            Self::Impersonation => "impersonation",
             Self::Passthrough => "passthrough",
         }
     }
@@ -62,7 +67,7 @@ impl Way {
     pub(crate) fn credential(self, fixture: &Fixture) -> Credential {
         match self {
             Self::Token | Self::Rules => Credential::Token(fixture.token().to_owned()),
-            Self::FrontProxy | Self::Passthrough => {
+            Self::FrontProxy | Self::Impersonation | Self::Passthrough => {
                 let [certificate, key] = fixture.user_files().map(str::to_owned);
                 Credential::Certificate { certificate, key }
             }
@@ -73,7 +78,7 @@ impl Way {
     pub(crate) fn user(self) -> &'static str {
         match self {
             Self::Token | Self::Rules => "system:serviceaccount:suite:admin",
-            Self::FrontProxy | Self::Passthrough => "jane",
+            Self::FrontProxy | Self::Impersonation | Self::Passthrough => "jane",
         }
     }
 
@@ -88,6 +93,13 @@ impl Way {
                 cluster["clientCertificates"] = json!({
                     "ca": fixture.ca(),
                     "frontProxy": { "certificate": certificate, "key": key },
+                });
+            }
+            Self::Impersonation => {
+                let token = impersonation::token_file(fixture, impersonation::ROLE, "suite");
+                cluster["clientCertificates"] = json!({
+                    "ca": fixture.ca(),
+                    "impersonate": { "tokenFile": token },
                 });
             }
             Self::Passthrough => {
@@ -134,9 +146,21 @@ struct Exception {
 }
 
 const WITHOUT_CERTIFICATE: &[Way] = &[Way::Token, Way::Rules, Way::Passthrough];
-const NOT_TOKEN: &[Way] = &[Way::Rules, Way::FrontProxy, Way::Passthrough];
-const NOT_PASSTHROUGH: &[Way] = &[Way::Token, Way::Rules, Way::FrontProxy];
+const NOT_TOKEN: &[Way] = &[
+    Way::Rules,
+    Way::FrontProxy,
+    Way::Impersonation,
+    Way::Passthrough,
+];
+const NOT_IMPERSONATION: &[Way] = &[Way::Token, Way::Rules, Way::FrontProxy, Way::Passthrough];
+const NOT_PASSTHROUGH: &[Way] = &[Way::Token, Way::Rules, Way::FrontProxy, Way::Impersonation];
+const IMPERSONATION: &[Way] = &[Way::Impersonation];
 const PASSTHROUGH: &[Way] = &[Way::Passthrough];
+
+const WITHOUT_AS: &str =
+    "the proxy refuses --as, because the apiserver would ask whether the proxy may impersonate";
+const WITHOUT_ADDRESS: &str =
+    "the proxy cannot add the client's address to requests that it does not see";
 
 /// Every other case runs in every way.
 const EXCEPTIONS: &[Exception] = &[
@@ -153,12 +177,12 @@ const EXCEPTIONS: &[Exception] = &[
     Exception {
         case: "audit::audit_shows_client_and_proxy_and_no_spoofed_address",
         ways: PASSTHROUGH,
-        reason: "the proxy cannot add the client's address to requests that it does not see",
+        reason: WITHOUT_ADDRESS,
     },
     Exception {
         case: "audit::audit_shows_client_that_balancer_or_trusted_proxy_names",
         ways: PASSTHROUGH,
-        reason: "the proxy cannot add the client's address to requests that it does not see",
+        reason: WITHOUT_ADDRESS,
     },
     Exception {
         case: "certificates",
@@ -166,9 +190,19 @@ const EXCEPTIONS: &[Exception] = &[
         reason: "the proxy of the suite asks for no client certificate",
     },
     Exception {
+        case: "certificates::owner_of_certificate_impersonates_as_without_the_proxy",
+        ways: IMPERSONATION,
+        reason: WITHOUT_AS,
+    },
+    Exception {
         case: "check",
         ways: NOT_TOKEN,
         reason: "it has flags for a cluster of its own",
+    },
+    Exception {
+        case: "impersonation",
+        ways: NOT_IMPERSONATION,
+        reason: "the proxy of the suite does not impersonate",
     },
     Exception {
         case: "informers::informers_resume_when_the_proxy_stops_24_times",
@@ -189,6 +223,16 @@ const EXCEPTIONS: &[Exception] = &[
         case: "passthrough",
         ways: NOT_PASSTHROUGH,
         reason: "the proxy of the suite passes no connection on",
+    },
+    Exception {
+        case: "reads::impersonation_reaches_the_apiserver",
+        ways: IMPERSONATION,
+        reason: WITHOUT_AS,
+    },
+    Exception {
+        case: "reads::unusually_many_header_fields_reach_the_apiserver",
+        ways: IMPERSONATION,
+        reason: WITHOUT_AS,
     },
     Exception {
         case: "restart",

@@ -85,6 +85,11 @@
     {{- if and (get $.Values.service $key) (ne $.Values.service.type "LoadBalancer") -}}{{- fail (printf "service.%s: only a Service of the type LoadBalancer has it, and service.type is %s" $key $.Values.service.type) -}}{{- end -}}
   {{- end -}}
 {{- end -}}
+{{- with .Values.clusterFiles -}}
+  {{- if and .secretName .configMapName -}}{{- fail "clusterFiles: secretName and configMapName exclude each other; remove one of them" -}}{{- end -}}
+  {{- $directory := dig "clustersFrom" "directory" "" $.Values.config -}}
+  {{- if and (or .secretName .configMapName) (ne $directory "/etc/kube-tls-proxy/clusters.d") -}}{{- fail "clusterFiles: the proxy reads these files only with config.clustersFrom.directory: /etc/kube-tls-proxy/clusters.d" -}}{{- end -}}
+{{- end -}}
 {{- if .Values.tlsRoute.enabled -}}
   {{- if not .Values.tlsRoute.parentRefs -}}{{- fail "tlsRoute.parentRefs: name the Gateway, such as [{name: public, namespace: gateways, sectionName: tls}]" -}}{{- end -}}
   {{- if not (or .Values.tlsRoute.hostnames .Values.certificate.dnsNames) -}}{{- fail "tlsRoute.hostnames: name the hosts in the `server` of users' kubeconfigs" -}}{{- end -}}
