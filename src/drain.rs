@@ -91,6 +91,17 @@ impl Drain {
         Self::default()
     }
 
+    /// A drain for some of the tasks, which can begin earlier. It begins with this one at the latest, and this one waits for
+    /// its tasks.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self {
+            begun: self.begun.child_token(),
+            request_deadline: self.request_deadline.child_token(),
+            ..self.clone()
+        }
+    }
+
     /// Starts a task; [`Drain::finish`] waits for it.
     #[expect(clippy::disallowed_methods, reason = "the one place where tasks start")]
     pub fn spawn<F>(&self, task: F) -> JoinHandle<F::Output>
@@ -140,6 +151,11 @@ impl Drain {
     pub fn abort(&self) {
         self.begun.cancel();
         self.aborted.cancel();
+    }
+
+    /// Tells all tasks but tunnels to end now, as the deadline of requests does.
+    pub fn end_requests(&self) {
+        self.request_deadline.cancel();
     }
 
     /// Whether [`Drain::begin`] was called.

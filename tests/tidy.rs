@@ -92,6 +92,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "config",
             "downstream",
             "kubeconfig_document",
+            "listen_error",
             "metrics",
             "pki",
             "proxy",

@@ -49,7 +49,7 @@ impl World {
         let identities = vec![IdentityFiles { certificate, key }.into()];
         let config = config(upstream.address(), identities, TrustSource::File(ca));
         let app = App::bind(Box::new(move || Ok(config.clone()))).expect("a valid configuration");
-        let address = *app.addresses().first().expect("one address is bound");
+        let address = *app.bound().load().first().expect("one address is bound");
         runtime.spawn(app.run(pending()));
         Self {
             runtime,

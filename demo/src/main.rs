@@ -112,7 +112,11 @@ async fn demo(mode: Mode) -> Result<ExitCode, Box<dyn Error>> {
     let environment = Environment::from_process();
     let app = App::bind(Box::new(move || load(&args, &environment)))?;
     let _telemetry = telemetry::start(&app.reloader().config().log)?;
-    let address = *app.addresses().first().ok_or("the proxy has no address")?;
+    let address = *app
+        .bound()
+        .load()
+        .first()
+        .ok_or("the proxy has no address")?;
     let status_page = app.admin_address().ok_or("the proxy has no admin port")?;
     let mut file = KubeconfigFile::claim(Path::new(""))?;
     file.write(&kubeconfig::text(address, &public_ca.pem()))?;

@@ -251,7 +251,7 @@ pub(super) mod tests {
         let config = load(&args, &Environment::from_process()).unwrap();
         let now = SystemTime::now();
         let material = Material::load(&config, now).unwrap();
-        let (reloader, _) = Reloader::new(config, material, &[], now).unwrap();
+        let (reloader, _) = Reloader::new(config, material, now).unwrap();
         let (tell, phase) = watch::channel(phase);
         let sources = Sources {
             acme: Arc::default(),
@@ -259,9 +259,9 @@ pub(super) mod tests {
             heartbeats: Heartbeats::new(2),
             report: reloader.report(),
             phase,
-            listening: Vec::new(),
+            listening: Arc::default(),
             clients: crate::clients::ClientTable::new(&crate::config::Limits::default()),
-            connections_limit: 1,
+            settings: Arc::default(),
             memory: (1, Arc::default()),
             started: (now, Instant::now()),
         };

@@ -17,7 +17,6 @@ use std::net::SocketAddr;
 pub use sources::Sources;
 
 use crate::{
-    config::Timeouts,
     drain::Drain,
     listen_error::{ListenError, ListenFlag},
 };
@@ -80,11 +79,11 @@ impl Admin {
     /// # Errors
     ///
     /// If the runtime cannot register the socket.
-    pub fn serve(self, sources: Sources, timeouts: &Timeouts) -> Result<AdminServer, AdminError> {
+    pub fn serve(self, sources: Sources) -> Result<AdminServer, AdminError> {
         let socket = tokio::net::TcpListener::from_std(self.socket)
             .map_err(|error| AdminError::new(self.address, error))?;
         let drain = Drain::new();
-        let serving = server::serve(socket, sources, timeouts.clone(), drain.clone());
+        let serving = server::serve(socket, sources, drain.clone());
         drain.spawn(serving);
         Ok(AdminServer { drain })
     }

@@ -52,7 +52,7 @@ pub(super) fn problems(
                 .to_owned(),
         );
     }
-    let limit = sources.connections_limit as u64;
+    let limit = sources.settings.load().limits.connections as u64;
     if connections * 10 > limit * 9 {
         found.push(format!(
             "{connections} of {limit} connections are open; see the clients with the most connections"

@@ -23,7 +23,7 @@ use super::{
     health, health::HealthChecks, history::History, host, page::StatusPage, sources::Sources,
     view::View,
 };
-use crate::{config::Timeouts, drain::Drain, metrics::ExpositionFormat, socket, text::error_chain};
+use crate::{drain::Drain, metrics::ExpositionFormat, socket, text::error_chain};
 
 /// What the port serves.
 struct Site {
@@ -36,7 +36,7 @@ struct Site {
 ///
 /// A connection beyond the limit closes the oldest one. Otherwise clients that send nothing would keep probes out,
 /// and the kubelet would restart the process.
-pub(super) async fn serve(socket: TcpListener, sources: Sources, timeouts: Timeouts, drain: Drain) {
+pub(super) async fn serve(socket: TcpListener, sources: Sources, drain: Drain) {
     let site = Arc::new(Site {
         sources,
         page: StatusPage::new(),
@@ -53,8 +53,9 @@ pub(super) async fn serve(socket: TcpListener, sources: Sources, timeouts: Timeo
     loop {
         let accepted = async {
             let (stream, _) = socket.accept().await?;
-            socket::tune(&stream, &timeouts)?;
-            socket::set_user_timeout(&stream, &timeouts)?;
+            let settings = site.sources.settings.load();
+            socket::tune(&stream, &settings.timeouts)?;
+            socket::set_user_timeout(&stream, &settings.timeouts)?;
             io::Result::Ok(stream)
         };
         let accepted = tokio::select! {

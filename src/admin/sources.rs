@@ -2,11 +2,13 @@
 
 use std::{fs, net::SocketAddr, sync::Arc, time::SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     acme::AcmeReports,
     clients::ClientTable,
+    config::LiveSettings,
     drain::Phase,
     heartbeat::Heartbeats,
     memory::{MemoryPressure, resident_bytes},
@@ -34,11 +36,11 @@ pub struct Sources {
     /// The phase between start and end of the process.
     pub phase: watch::Receiver<Phase>,
     /// The addresses that clients connect to.
-    pub listening: Vec<SocketAddr>,
+    pub listening: Arc<ArcSwap<Vec<SocketAddr>>>,
     /// The clients and their connections.
     pub clients: Arc<ClientTable>,
-    /// The limit of open client connections.
-    pub connections_limit: usize,
+    /// The limits and timeouts.
+    pub settings: LiveSettings,
     /// The memory that the process may use, and whether it is short.
     pub memory: (u64, Arc<MemoryPressure>),
     /// The start of the process on both clocks.
@@ -180,7 +182,7 @@ impl Sources {
         for (family, value) in [
             (
                 &metrics::CONNECTIONS_LIMIT,
-                Some(self.connections_limit as u64),
+                Some(self.settings.load().limits.connections as u64),
             ),
             (&metrics::MEMORY_LIMIT, Some(*memory_limit)),
             (&metrics::PROCESS_RESIDENT_MEMORY, resident_bytes()),

@@ -229,9 +229,14 @@ impl View {
             },
             problems,
             checks: readyz.checks,
-            listening: sources.listening.iter().map(ToString::to_string).collect(),
+            listening: sources
+                .listening
+                .load()
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             connections,
-            connections_limit: sources.connections_limit,
+            connections_limit: sources.settings.load().limits.connections,
             memory_is_short: sources.memory.1.is_short(),
             handshakes_per_second: handshakes,
             failed_handshakes_per_second: failed_handshakes,

@@ -4,13 +4,13 @@
 //! first connection is served.
 
 mod error;
+mod listeners;
 mod upkeep;
 mod workers;
 
 use std::{
     fmt,
     future::Future,
-    io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::SystemTime,
@@ -24,31 +24,31 @@ use tokio::{
 use tracing::info;
 
 pub use error::AppError;
+pub use listeners::BoundAddresses;
 pub use workers::FastStop;
 
 use crate::{
     acme::AcmeUpkeep,
     admin::{Admin, Sources},
-    clients::ClientTable,
+    clients::{ClientTable, resize},
     config::{Capacity, Config, LogConfig},
     downstream::{HandshakeLog, Shared},
-    drain::Phase,
+    drain::{Drain, Phase},
     heartbeat::Heartbeats,
-    listen_error::{ListenError, ListenFlag},
-    listener::{self, Owner, PortSharing},
+    listener::Owner,
     metrics::Metrics,
     reload::{ConfigLoader, Material, ReloadChanges, Reloader},
     upstream::SpareSockets,
 };
+use listeners::{Listeners, WorkerSocket};
 use upkeep::EndpointUpkeep;
 use workers::Workers;
 
 /// A proxy that is bound and ready to run.
 pub struct App {
-    addresses: Vec<SocketAddr>,
+    listeners: Listeners,
     /// For each worker, one socket per address.
-    sockets: Vec<Vec<TcpListener>>,
-    owner: Owner,
+    sockets: Vec<Vec<WorkerSocket>>,
     shared: Arc<Shared>,
     reloader: Reloader,
     acme: AcmeUpkeep,
@@ -66,13 +66,10 @@ pub struct App {
 /// Uses these settings of the log from now on.
 pub type ConfigureLog = Box<dyn Fn(&LogConfig) + Send + Sync>;
 
-/// Addresses, and one socket on each of them for each worker.
-type Bound = (Vec<SocketAddr>, Vec<Vec<TcpListener>>);
-
 impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("App")
-            .field("addresses", &self.addresses)
+            .field("bound", self.listeners.bound())
             .finish_non_exhaustive()
     }
 }
@@ -99,34 +96,28 @@ impl App {
         let config = source()?;
         let now = SystemTime::now();
         let material = Material::load(&config, now)?;
-        let inherited_addresses = addresses_of(&inherited)?;
-        let (reloader, snapshot) = Reloader::new(config, material, &inherited_addresses, now)?;
-        let config = reloader.config();
+        let (mut reloader, snapshot) = Reloader::new(config, material, now)?;
         let reload_now = Arc::default();
-        let acme = AcmeUpkeep::new(config, reloader.challenges(), &reload_now)?;
-        let (addresses, sockets) = open(config, &inherited, inherited_addresses)?;
-        let owner = if inherited.is_empty() {
-            Owner::Proxy
-        } else {
-            Owner::Parent
-        };
+        let acme = AcmeUpkeep::new(reloader.config(), reloader.challenges(), &reload_now)?;
+        let (listeners, sockets) = Listeners::new(reloader.config(), &inherited)?;
+        if listeners.owner() == Owner::Parent {
+            reloader.keep_addresses();
+        }
+        let config = reloader.config();
         let admin = config.admin.map(Admin::bind).transpose()?;
         let metrics = Arc::new(Metrics::new(config.workers.get()));
         let heartbeats = Heartbeats::new(config.workers.get());
         let shared = Shared {
             snapshot: ArcSwap::from_pointee(snapshot),
             clients: ClientTable::new(&config.limits),
-            handshakes: Semaphore::new(config.limits.handshakes),
+            handshakes: Arc::new(Semaphore::new(config.limits.handshakes)),
             handshake_log: HandshakeLog::default(),
             memory: Arc::default(),
-            limits: config.limits.clone(),
-            timeouts: config.timeouts.clone(),
-            hints: config.hints,
+            settings: Arc::new(ArcSwap::from_pointee(config.settings())),
         };
         Ok(Self {
-            addresses,
+            listeners,
             sockets,
-            owner,
             shared: Arc::new(shared),
             reloader,
             acme,
@@ -153,8 +144,8 @@ impl App {
 
     /// The bound addresses, with the ports that the kernel chose.
     #[must_use]
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+    pub fn bound(&self) -> BoundAddresses {
+        Arc::clone(self.listeners.bound())
     }
 
     /// The reloader, with the configuration and files of the first snapshot.
@@ -210,7 +201,8 @@ impl App {
     ///
     /// Dropping the future makes the workers drain by themselves.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
-        let (shared, mut reloader, mut acme) = (self.shared, self.reloader, self.acme);
+        let (shared, mut reloader, mut listeners) = (self.shared, self.reloader, self.listeners);
+        let mut acme = self.acme;
         let Capacity {
             spare_sockets,
             memory,
@@ -223,38 +215,51 @@ impl App {
             report: reloader.report(),
             acme: acme.reports(),
             phase: self.phase.subscribe(),
-            listening: self.addresses,
+            listening: Arc::clone(listeners.bound()),
             clients: Arc::clone(&shared.clients),
-            connections_limit: shared.limits.connections,
+            settings: Arc::clone(&shared.settings),
             memory: (memory.bytes, Arc::clone(&shared.memory)),
             started: self.started,
         };
-        let _admin = self
-            .admin
-            .map(|admin| admin.serve(sources, &shared.timeouts))
-            .transpose()?;
+        let _admin = self.admin.map(|admin| admin.serve(sources)).transpose()?;
         let mut upkeep = EndpointUpkeep::new(&shared);
         upkeep.update(reloader.clusters()).await;
         let workers = Workers::start(
             self.sockets,
-            self.owner,
+            listeners.owner(),
             &shared,
             &spare_sockets,
             &self.metrics,
             &self.heartbeats,
         )?;
         acme.update(reloader.config());
+        let changes = workers.changes();
+        let resizing = Drain::new();
         let reloading = async {
             loop {
+                let interval = shared.settings.load().timeouts.reload;
                 tokio::select! {
-                    () = tokio::time::sleep(shared.timeouts.reload) => {}
+                    () = tokio::time::sleep(interval) => {}
                     () = self.reload_now.notified() => {}
                 }
-                if let Some(snapshot) = reloader.reload(&self.source, SystemTime::now()) {
+                let mut opened = Vec::new();
+                let load = || {
+                    // Closed first, because a second try opens the same addresses.
+                    opened.clear();
+                    let config = (self.source)()?;
+                    opened = listeners.open_new(&config)?;
+                    Ok(config)
+                };
+                if let Some(snapshot) = reloader.reload(load, SystemTime::now()) {
+                    let config = reloader.config();
+                    resize_all(&shared, &spare_sockets, config, &resizing);
+                    shared.settings.store(Arc::new(config.settings()));
                     upkeep.update(reloader.clusters()).await;
                     shared.snapshot.store(Arc::new(snapshot));
+                    let (opened, closed) = listeners.replace(config, opened);
+                    changes.send(opened, &closed);
                     if let Some(configure) = &self.configure_log {
-                        configure(&reloader.config().log);
+                        configure(&config.log);
                     }
                     report_reload(reloader.changes());
                 }
@@ -271,13 +276,26 @@ impl App {
             reloading,
             &self.phase,
             &self.stop,
-            &shared.timeouts,
+            &shared.settings,
         );
         tokio::select! {
             ended = serving => ended,
             never = shared.memory.watch(&memory, give_up) => match never {},
         }
     }
+}
+
+/// Uses the limits of `config` for everything that all workers share. A lower limit closes nothing.
+fn resize_all(shared: &Shared, spare_sockets: &SpareSockets, config: &Config, resizing: &Drain) {
+    let before = shared.settings.load();
+    let (before, limits) = (&before.limits, &config.limits);
+    if before == limits {
+        return;
+    }
+    spare_sockets.resize(config.capacity.spare_sockets);
+    resizing.spawn(shared.clients.configure(limits));
+    let handshakes = resize(&shared.handshakes, before.handshakes, limits.handshakes);
+    resizing.spawn(handshakes);
 }
 
 fn report_reload(changes: &ReloadChanges) {
@@ -288,50 +306,4 @@ fn report_reload(changes: &ReloadChanges) {
         settings = listed(changes.settings.join(", ")),
         "configuration and certificates reloaded"
     );
-}
-
-/// Opens the configured addresses, or shares the inherited sockets; returns the addresses and the sockets of
-/// each worker.
-fn open(
-    config: &Config,
-    inherited: &[TcpListener],
-    inherited_addresses: Vec<SocketAddr>,
-) -> Result<Bound, AppError> {
-    let workers = config.workers.get();
-    let mut addresses = Vec::new();
-    let mut of_workers: Vec<_> = (0..workers).map(|_| Vec::new()).collect();
-    let mut add = |address, opened: io::Result<Vec<TcpListener>>| {
-        let failed = |error| AppError::Listen {
-            address,
-            source: ListenError::new(ListenFlag::Clients, error),
-        };
-        let opened = opened.map_err(failed)?;
-        let first = opened.first().map(TcpListener::local_addr);
-        addresses.extend(first.transpose().map_err(failed)?);
-        for (of_worker, socket) in of_workers.iter_mut().zip(opened) {
-            of_worker.push(socket);
-        }
-        Ok::<_, AppError>(())
-    };
-    if inherited.is_empty() {
-        let sharing = PortSharing::new(config.reuse_port);
-        for address in &config.listen {
-            let address = address.address;
-            add(address, listener::bind(address, workers, sharing))?;
-        }
-    }
-    for (socket, address) in inherited.iter().zip(inherited_addresses) {
-        add(address, listener::share(socket, workers))?;
-    }
-    Ok((addresses, of_workers))
-}
-
-fn addresses_of(inherited: &[TcpListener]) -> Result<Vec<SocketAddr>, AppError> {
-    let addresses = inherited.iter().map(TcpListener::local_addr);
-    addresses
-        .collect::<io::Result<_>>()
-        .map_err(|source| AppError::Run {
-            doing: "read the address of an inherited socket".into(),
-            source,
-        })
 }

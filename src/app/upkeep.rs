@@ -21,6 +21,8 @@ use crate::{
 pub(super) struct EndpointUpkeep {
     prober: Arc<UpstreamContext>,
     drain: Drain,
+    /// Between two probes of `probed`.
+    interval: Duration,
     probed: Vec<(Arc<Cluster>, JoinHandle<()>)>,
 }
 
@@ -29,10 +31,11 @@ impl EndpointUpkeep {
     pub(super) fn new(shared: &Shared) -> Self {
         let drain = Drain::new();
         // Probes dial as requests do, but they belong to no client and therefore to no worker.
-        let (limits, timeouts) = (shared.limits.clone(), shared.timeouts.clone());
+        let settings = Arc::clone(&shared.settings);
         Self {
-            prober: Arc::new(UpstreamContext::new(limits, timeouts, drain.clone())),
+            prober: Arc::new(UpstreamContext::new(settings, drain.clone())),
             drain,
+            interval: Duration::ZERO,
             probed: Vec::new(),
         }
     }
@@ -48,12 +51,15 @@ impl EndpointUpkeep {
             }
         }
         wait_for_first(lookups).await;
+        let interval = self.prober.probe_interval();
+        let is_same = interval == self.interval;
+        self.interval = interval;
         let mut left = std::mem::take(&mut self.probed);
         for cluster in clusters {
             let at = left
                 .iter()
                 .position(|(known, _)| Arc::ptr_eq(known, cluster));
-            self.probed.push(match at {
+            self.probed.push(match at.filter(|_| is_same) {
                 Some(at) => left.swap_remove(at),
                 None => {
                     let probing = Arc::clone(cluster).keep_probed(Arc::clone(&self.prober));
@@ -69,12 +75,14 @@ impl EndpointUpkeep {
     /// Resolves these endpoints again and again; the receiver learns when the first lookup has ended.
     fn look_up(&self, endpoints: &Arc<Endpoints>) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
-        let (endpoints, interval) = (Arc::clone(endpoints), self.prober.resolve_interval());
+        let (endpoints, prober) = (Arc::clone(endpoints), Arc::clone(&self.prober));
         self.drain.spawn(async move {
             // The next lookups report an error.
             drop(endpoints.resolve().await);
             sender.send(()).ok();
-            endpoints.keep_resolved(interval).await;
+            endpoints
+                .keep_resolved(move || prober.resolve_interval())
+                .await;
         });
         receiver
     }

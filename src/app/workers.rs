@@ -1,9 +1,9 @@
 //! The worker threads: each has its own runtime, its own sockets and its own drain.
 
 use std::{
-    future::Future,
+    collections::HashMap,
+    future::{Future, pending},
     io,
-    net::TcpListener,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -16,9 +16,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::AppError;
+use super::{AppError, listeners::WorkerSocket};
 use crate::{
-    config::Timeouts,
+    config::LiveSettings,
     downstream::{self, NewConnection, Shared},
     drain::{ConnectionCounts, Deadlines, Drain, Phase},
     heartbeat::{Heartbeats, WorkerHeartbeat},
@@ -48,9 +48,34 @@ impl FastStop {
     }
 }
 
+/// A change of the sockets that a worker listens on.
+enum ListenerChange {
+    Open(WorkerSocket),
+    /// The number of an address. Its connections are drained.
+    Close(usize),
+}
+
+/// Changes the sockets of all workers.
+pub(super) struct ListenerChanges(Vec<mpsc::UnboundedSender<ListenerChange>>);
+
+impl ListenerChanges {
+    /// Opens these sockets, for each worker its own, and then closes the addresses with these numbers.
+    pub(super) fn send(&self, opened: Vec<Vec<WorkerSocket>>, closed: &[usize]) {
+        for (worker, sockets) in self.0.iter().zip(opened) {
+            let opened = sockets.into_iter().map(ListenerChange::Open);
+            let closed = closed.iter().copied().map(ListenerChange::Close);
+            for change in opened.chain(closed) {
+                // It fails only for a worker that has ended.
+                worker.send(change).ok();
+            }
+        }
+    }
+}
+
 /// The running workers.
 pub(super) struct Workers {
     drains: Vec<Drain>,
+    changes: Vec<mpsc::UnboundedSender<ListenerChange>>,
     /// The number of a worker that has ended, and the connections that it had to close.
     ended: mpsc::UnboundedReceiver<(usize, io::Result<ConnectionCounts>)>,
 }
@@ -58,7 +83,7 @@ pub(super) struct Workers {
 impl Workers {
     /// Starts one worker for each set of sockets.
     pub(super) fn start(
-        sockets: Vec<Vec<TcpListener>>,
+        sockets: Vec<Vec<WorkerSocket>>,
         owner: Owner,
         shared: &Arc<Shared>,
         spare_sockets: &Arc<SpareSockets>,
@@ -70,6 +95,7 @@ impl Workers {
         // If a step below fails, this is dropped, which ends the workers that have started.
         let mut workers = Self {
             drains: Vec::new(),
+            changes: Vec::new(),
             ended,
         };
         let counters = metrics.workers().iter().cloned();
@@ -82,12 +108,14 @@ impl Workers {
                 drain: Drain::new(),
                 counters,
             };
+            let (change, changes) = mpsc::unbounded_channel();
             workers.drains.push(worker.drain.clone());
+            workers.changes.push(change);
             let (sender, heartbeat) = (sender.clone(), heartbeats.worker(number));
             thread::Builder::new()
                 .name(format!("worker-{number}"))
                 .spawn(move || {
-                    let run = AssertUnwindSafe(|| worker.run(sockets, &heartbeat));
+                    let run = AssertUnwindSafe(|| worker.run(sockets, changes, &heartbeat));
                     let ended = catch_unwind(run)
                         .unwrap_or_else(|_| Err(io::Error::other("the worker panicked")));
                     // It fails only after the app was dropped.
@@ -101,6 +129,11 @@ impl Workers {
         Ok(workers)
     }
 
+    /// Changes the sockets of the workers.
+    pub(super) fn changes(&self) -> ListenerChanges {
+        ListenerChanges(self.changes.clone())
+    }
+
     /// Serves until `shutdown` completes and `timeouts.drainDelay` has passed, then drains. `reloading` runs
     /// until the drain.
     pub(super) async fn run(
@@ -109,14 +142,15 @@ impl Workers {
         reloading: impl Future<Output = ()>,
         phase: &watch::Sender<Phase>,
         stop: &FastStop,
-        timeouts: &Timeouts,
+        settings: &LiveSettings,
     ) -> Result<(), AppError> {
         let serving = async {
             shutdown.await;
+            let delay = settings.load().timeouts.drain_delay;
             phase.send_replace(Phase::Announced);
-            info!(delay = ?timeouts.drain_delay, "shutdown announced, new clients are still served");
+            info!(?delay, "shutdown announced, new clients are still served");
             tokio::select! {
-                () = sleep(timeouts.drain_delay) => {}
+                () = sleep(delay) => {}
                 () = stop.no_delay.cancelled() => {}
             }
         };
@@ -132,6 +166,8 @@ impl Workers {
             return Err(run_failed(number, source));
         }
         let began = Instant::now();
+        let settings = settings.load_full();
+        let timeouts = &settings.timeouts;
         let open = sum(self.drains.iter().map(Drain::open));
         info!(
             connections = open.connections,
@@ -216,59 +252,53 @@ impl Worker {
     /// Accepts and serves connections until the drain is over; returns how many had not ended by themselves.
     fn run(
         self,
-        sockets: Vec<TcpListener>,
+        sockets: Vec<WorkerSocket>,
+        mut changes: mpsc::UnboundedReceiver<ListenerChange>,
         heartbeat: &WorkerHeartbeat,
     ) -> io::Result<ConnectionCounts> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         runtime.block_on(async {
-            let (limits, timeouts) = (&self.shared.limits, &self.shared.timeouts);
-            let context =
-                UpstreamContext::new(limits.clone(), timeouts.clone(), self.drain.clone())
-                    .counting(Arc::clone(&self.counters))
-                    .sharing(
-                        Arc::clone(&self.replay_budget),
-                        Arc::clone(&self.spare_sockets),
-                    );
+            let settings = Arc::clone(&self.shared.settings);
+            let context = UpstreamContext::new(settings, self.drain.clone())
+                .counting(Arc::clone(&self.counters))
+                .sharing(
+                    Arc::clone(&self.replay_budget),
+                    Arc::clone(&self.spare_sockets),
+                );
             let context = Arc::new(context);
-            for (number, socket) in sockets.into_iter().enumerate() {
-                let listener = Listener::new(
-                    socket,
-                    self.owner,
-                    Arc::clone(&self.shared.clients),
-                    Arc::clone(&self.shared.memory),
-                    timeouts.clone(),
-                    Arc::clone(&self.counters),
-                )?;
-                let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&context));
-                let drain = self.drain.clone();
-                let (lists, counters) = (Arc::clone(&shared), Arc::clone(&self.counters));
-                let judge = move |peer| lists.judge(number, peer, &counters);
-                let on_accept = move |accepted: Accepted| {
-                    let (shared, context) = (Arc::clone(&shared), Arc::clone(&context));
-                    let Accepted {
-                        stream,
-                        peer,
-                        place,
-                    } = accepted;
-                    let accepted = NewConnection {
-                        stream,
-                        peer,
-                        place,
-                        listener: number,
-                    };
-                    downstream::spawn(accepted, shared, context, &drain);
-                };
-                self.drain
-                    .spawn(listener.run(self.drain.clone(), judge, on_accept));
+            let mut listening = HashMap::new();
+            for socket in sockets {
+                listening.insert(socket.number, self.listen(socket, &context)?);
             }
+            let changing = async {
+                while let Some(change) = changes.recv().await {
+                    match change {
+                        ListenerChange::Open(socket) => {
+                            let number = socket.number;
+                            match self.listen(socket, &context) {
+                                Ok(drain) => drop(listening.insert(number, drain)),
+                                Err(error) => warn!(%error, "could not use a new listening socket"),
+                            }
+                        }
+                        ListenerChange::Close(number) => {
+                            if let Some(drain) = listening.remove(&number) {
+                                self.close(drain);
+                            }
+                        }
+                    }
+                }
+                pending().await
+            };
             let draining = async {
                 tokio::select! {
                     () = context.sweep() => {}
+                    () = changing => {}
                     () = self.drain.begun() => {}
                 }
                 context.close_idle();
+                let timeouts = self.shared.settings.load().timeouts.clone();
                 let deadlines = Deadlines {
                     requests: timeouts.drain,
                     tunnels: timeouts.drain_tunnels,
@@ -281,5 +311,55 @@ impl Worker {
             }
         })
         // Dropping the runtime closes what is left without `close_notify`, so that peers see a truncation.
+    }
+
+    /// Accepts and serves the connections of a socket. Returns the drain of the socket and of its connections.
+    fn listen(&self, socket: WorkerSocket, context: &Arc<UpstreamContext>) -> io::Result<Drain> {
+        let WorkerSocket { socket, peers, .. } = socket;
+        let listener = Listener::new(
+            socket,
+            self.owner,
+            Arc::clone(&self.shared.clients),
+            Arc::clone(&self.shared.memory),
+            Arc::clone(&self.shared.settings),
+            Arc::clone(&self.counters),
+        )?;
+        let (shared, context) = (Arc::clone(&self.shared), Arc::clone(context));
+        let drain = self.drain.part();
+        let (lists, counters) = (Arc::clone(&shared), Arc::clone(&self.counters));
+        let judged = Arc::clone(&peers);
+        let judge = move |peer| lists.judge(&judged, peer, &counters);
+        let of_connections = drain.clone();
+        let on_accept = move |accepted: Accepted| {
+            let (shared, context) = (Arc::clone(&shared), Arc::clone(&context));
+            let Accepted {
+                stream,
+                peer,
+                place,
+            } = accepted;
+            let accepted = NewConnection {
+                stream,
+                peer,
+                place,
+                peers: Arc::clone(&peers),
+            };
+            downstream::spawn(accepted, shared, context, &of_connections);
+        };
+        drain.spawn(listener.run(drain.clone(), judge, on_accept));
+        Ok(drain)
+    }
+
+    /// Closes a socket that a reload has removed. Its requests have as much time as in a drain of the process; its tunnels
+    /// end by themselves.
+    fn close(&self, drain: Drain) {
+        drain.begin();
+        let limit = self.shared.settings.load().timeouts.drain;
+        let of_process = self.drain.clone();
+        self.drain.spawn(async move {
+            tokio::select! {
+                () = sleep(limit) => drain.end_requests(),
+                () = of_process.begun() => {}
+            }
+        });
     }
 }

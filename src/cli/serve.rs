@@ -232,7 +232,7 @@ fn report_start(app: &App) {
         .map(|(cluster, clients)| (cluster, &clients.naming))
         .collect();
     let block = StartBlock {
-        listening: app.addresses(),
+        listening: &app.bound().load(),
         admin: app.admin_address(),
         identities: &identities,
         clusters: &clusters,

@@ -24,6 +24,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use http::{HeaderValue, StatusCode, header, request::Parts};
 use tokio::time::Instant;
 
@@ -143,6 +144,14 @@ impl BudgetSizes {
             },
             requests: limits.requests_per_client,
             hash_key: RandomState::new(),
+        }
+    }
+
+    /// The sizes for other limits. Credentials keep their hashes.
+    pub(super) fn resized(&self, limits: &Limits) -> Self {
+        Self {
+            hash_key: self.hash_key.clone(),
+            ..Self::new(limits)
         }
     }
 
@@ -279,17 +288,22 @@ impl ClientBudget {
         }
     }
 
+    /// Checks the requests of the client, which had no limit before.
+    pub(super) fn check_from_now_on(&self) {
+        self.is_checked.store(true, Ordering::Relaxed);
+    }
+
     /// Decides whether a request may pass.
     #[inline]
     pub(super) fn check(
         &self,
-        sizes: &BudgetSizes,
+        sizes: &ArcSwap<BudgetSizes>,
         connection: &ConnectionCredentials,
         cluster: &str,
         request: RequestCredential<'_>,
     ) -> Result<BudgetCheck, Throttled> {
         if self.is_checked.load(Ordering::Relaxed) {
-            self.check_buckets(sizes, connection, cluster, request)
+            self.check_buckets(&sizes.load(), connection, cluster, request)
         } else {
             Ok(BudgetCheck::unchecked(request))
         }
@@ -354,7 +368,7 @@ impl ClientBudget {
     #[inline]
     pub(super) fn answered(
         &self,
-        sizes: &BudgetSizes,
+        sizes: &ArcSwap<BudgetSizes>,
         connection: &ConnectionCredentials,
         check: BudgetCheck,
         status: StatusCode,
@@ -362,10 +376,12 @@ impl ClientBudget {
         match check {
             BudgetCheck::Unchecked { has_credential } => {
                 if is_refused(status, has_credential) {
-                    self.begin(sizes, status);
+                    self.begin(&sizes.load(), status);
                 }
             }
-            BudgetCheck::Checked(credential) => self.note(sizes, connection, credential, status),
+            BudgetCheck::Checked(credential) => {
+                self.note(&sizes.load(), connection, credential, status)
+            }
         }
     }
 
@@ -521,7 +537,7 @@ mod tests {
     const PER: Duration = Duration::from_secs(60);
 
     struct World {
-        sizes: BudgetSizes,
+        sizes: ArcSwap<BudgetSizes>,
         budget: ClientBudget,
     }
 
@@ -532,6 +548,7 @@ mod tests {
                 ..Limits::default()
             });
             let budget = ClientBudget::new(&sizes);
+            let sizes = ArcSwap::from_pointee(sizes);
             Self { sizes, budget }
         }
 

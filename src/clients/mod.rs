@@ -83,6 +83,26 @@ impl Client {
     }
 }
 
+/// Changes how many permits `semaphore` has. Permits that are in use are taken away when they come back: the result waits
+/// for them, and no permit is free before that.
+pub fn resize(
+    semaphore: &Arc<Semaphore>,
+    before: usize,
+    now: usize,
+) -> impl Future<Output = ()> + Send + 'static {
+    semaphore.add_permits(now.saturating_sub(before));
+    let less = before.saturating_sub(now);
+    let in_use = less - semaphore.forget_permits(less);
+    let semaphore = Arc::clone(semaphore);
+    async move {
+        let in_use = u32::try_from(in_use).unwrap_or(u32::MAX);
+        // It fails only if the semaphore is closed, which none is.
+        if let Ok(permits) = semaphore.acquire_many(in_use).await {
+            permits.forget();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

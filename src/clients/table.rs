@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep, timeout},
@@ -24,6 +25,7 @@ use super::{
     Client, ClientPrefix,
     budget::BudgetSizes,
     place::{Place, PlaceState, Rank},
+    resize,
 };
 use crate::{config::Limits, hosts::PeerAddr};
 
@@ -31,15 +33,34 @@ use crate::{config::Limits, hosts::PeerAddr};
 #[derive(Debug)]
 pub struct ClientTable {
     permits: Arc<Semaphore>,
+    sizes: ArcSwap<TableSizes>,
+    pub(super) budgets: ArcSwap<BudgetSizes>,
+    /// Takes the part of the client for connections whose client is not known yet.
+    unnamed: Arc<Client>,
+    occupancy: Mutex<Occupancy>,
+}
+
+/// How many connections and handshakes there may be.
+#[derive(Debug)]
+struct TableSizes {
     max: usize,
     max_per_client: usize,
     max_waiting: usize,
     handshakes_per_client: usize,
     max_unnamed: usize,
-    pub(super) budgets: BudgetSizes,
-    /// Takes the part of the client for connections whose client is not known yet.
-    unnamed: Arc<Client>,
-    occupancy: Mutex<Occupancy>,
+}
+
+impl TableSizes {
+    fn new(limits: &Limits) -> Self {
+        Self {
+            max: limits.connections,
+            max_per_client: limits.connections_per_client.unwrap_or(usize::MAX),
+            max_waiting: (limits.connections / 8).clamp(MIN_WAITING, MAX_WAITING),
+            // Rounded up: with one slot in all, each client may use it.
+            handshakes_per_client: limits.handshakes.div_ceil(2),
+            max_unnamed: (limits.connections / 4).clamp(MIN_WAITING, MAX_UNNAMED),
+        }
+    }
 }
 
 /// Why a connection gets no place.
@@ -95,16 +116,28 @@ impl ClientTable {
         let nowhere = ClientPrefix::new(Ipv6Addr::UNSPECIFIED.into());
         Arc::new(Self {
             permits: Arc::new(Semaphore::new(limits.connections)),
-            max: limits.connections,
-            max_per_client: limits.connections_per_client.unwrap_or(usize::MAX),
-            max_waiting: (limits.connections / 8).clamp(MIN_WAITING, MAX_WAITING),
-            // Rounded up: with one slot in all, each client may use it.
-            handshakes_per_client: limits.handshakes.div_ceil(2),
-            max_unnamed: (limits.connections / 4).clamp(MIN_WAITING, MAX_UNNAMED),
+            sizes: ArcSwap::from_pointee(TableSizes::new(limits)),
             unnamed: Client::new(nowhere, 0, &budgets),
-            budgets,
+            budgets: ArcSwap::from_pointee(budgets),
             occupancy: Mutex::default(),
         })
+    }
+
+    /// Uses these limits from now on. Connections stay, also if there are too many: the result waits until enough of them
+    /// have ended, and until then no new one gets a place. A client that has connections keeps its share of the
+    /// handshakes.
+    pub fn configure(&self, limits: &Limits) -> impl Future<Output = ()> + Send + 'static {
+        let before = self.sizes.swap(Arc::new(TableSizes::new(limits))).max;
+        let budgets = self.budgets.load().resized(limits);
+        let counts_requests = limits.requests_per_client.is_some();
+        self.budgets.store(Arc::new(budgets));
+        if counts_requests {
+            // A client that connects now has the new budgets already.
+            for places in self.lock().clients.values() {
+                places.client.budget.check_from_now_on();
+            }
+        }
+        resize(&self.permits, before, limits.connections)
     }
 
     /// The place of a connection that was just accepted. If no permit is free, the connection has to wait for one
@@ -127,10 +160,11 @@ impl ClientTable {
     pub fn enter_unnamed(self: &Arc<Self>) -> Place {
         let mut occupancy = self.lock();
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok();
+        let max = self.sizes.load().max_unnamed;
         let max = match permit {
-            Some(_) => self.max_unnamed,
+            Some(_) => max,
             // It uses the reserve of open files.
-            None => self.max_unnamed.min(MAX_WAITING),
+            None => max.min(MAX_WAITING),
         };
         while occupancy.unnamed.len() >= max
             && let Some((_, oldest)) = occupancy.unnamed.pop_first()
@@ -164,19 +198,25 @@ impl ClientTable {
         permit: Option<OwnedSemaphorePermit>,
         lifts_client_share: bool,
     ) -> Result<Place, Refusal> {
+        let sizes = self.sizes.load();
         let prefix = ClientPrefix::new(peer.0.ip());
         let size = occupancy.size(prefix);
-        if size >= self.max_per_client {
+        if size >= sizes.max_per_client {
             return Err(Refusal::ClientConnections);
         }
         let permit = permit.or_else(|| Arc::clone(&self.permits).try_acquire_owned().ok());
         let waits = permit.is_none();
-        let has_room = lifts_client_share && occupancy.waiting.len() < self.max_waiting;
-        if waits && !has_room && !occupancy.may_wait(prefix, self.max_waiting) {
+        let has_room = lifts_client_share && occupancy.waiting.len() < sizes.max_waiting;
+        if waits && !has_room && !occupancy.may_wait(prefix, sizes.max_waiting) {
             return Err(Refusal::Connections);
         }
         let waiting = occupancy.waiting.len() + usize::from(waits);
-        occupancy.make_room(self.max, (size + 1, prefix), waiting, CLOSED_PER_CONNECTION);
+        occupancy.make_room(
+            sizes.max,
+            (size + 1, prefix),
+            waiting,
+            CLOSED_PER_CONNECTION,
+        );
         Ok(Place::new(
             occupancy.add(self, prefix, permit.is_some()),
             permit,
@@ -236,7 +276,7 @@ impl ClientTable {
     fn is_largest_after_making_room(&self, prefix: ClientPrefix) -> bool {
         let mut occupancy = self.lock();
         let (size, waiting) = (occupancy.size(prefix), occupancy.waiting.len());
-        occupancy.make_room(self.max, (size, prefix), waiting, 0)
+        occupancy.make_room(self.sizes.load().max, (size, prefix), waiting, 0)
     }
 
     /// Notes that a connection has got its place. Returns `false` if another client has displaced it.
@@ -468,7 +508,11 @@ impl Occupancy {
 impl ClientPlaces {
     fn new(prefix: ClientPrefix, table: &ClientTable) -> Self {
         Self {
-            client: Client::new(prefix, table.handshakes_per_client, &table.budgets),
+            client: Client::new(
+                prefix,
+                table.sizes.load().handshakes_per_client,
+                &table.budgets.load(),
+            ),
             places: BTreeMap::new(),
             requests: 0,
             waiting: 0,
@@ -565,6 +609,28 @@ mod tests {
             connections,
             ..Limits::default()
         })
+    }
+
+    #[tokio::test]
+    async fn fewer_places_close_no_connection() {
+        let table = table(10);
+        let mut places = fill(&table, 1, 10);
+        let fewer = Limits {
+            connections: 4,
+            ..Limits::default()
+        };
+        let mut settled = Box::pin(table.configure(&fewer));
+        let now = timeout(Duration::ZERO, &mut settled).await;
+        assert!(now.is_err(), "ten connections are open");
+        places.truncate(5);
+        assert!(table.enter(peer(2), false).unwrap().is_waiting());
+        places.truncate(4);
+        settled.await;
+        assert!(table.enter(peer(2), false).unwrap().is_waiting());
+        places.truncate(3);
+        assert!(!table.enter(peer(2), false).unwrap().is_waiting());
+        table.configure(&Limits::default()).await;
+        assert_eq!(table.permits.available_permits(), 10_000 - 3);
     }
 
     fn fill(table: &Arc<ClientTable>, client: u32, count: usize) -> Vec<Place> {

@@ -6,8 +6,9 @@
 //!
 //! By design, nothing bounds how long a response, an upload or a tunnel takes as a whole.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
@@ -131,3 +132,27 @@ settings! {
         reload: Timeout => Duration = Duration::from_secs(10);
     }
 }
+
+/// The settings that connections and workers use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How much may be used.
+    pub limits: Limits,
+    /// Timeouts and intervals.
+    pub timeouts: Timeouts,
+    /// Whether a response that refuses a credential says why that may be.
+    pub hints: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            limits: Limits::default(),
+            timeouts: Timeouts::default(),
+            hints: true,
+        }
+    }
+}
+
+/// The current settings of the process, which a reload replaces. A connection keeps those of its beginning.
+pub type LiveSettings = Arc<ArcSwap<Settings>>;

@@ -349,7 +349,7 @@ pub(super) fn check_ports<'a>(
 }
 
 /// Whether the kernel gives only one of the two addresses: `[::]` includes IPv4.
-fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
+pub(crate) fn overlap(a: &SocketAddr, b: &SocketAddr) -> bool {
     let includes = |a: &SocketAddr, b: &SocketAddr| {
         a.ip() == b.ip() || a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4())
     };

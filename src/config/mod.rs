@@ -50,9 +50,9 @@ pub use excerpt::Excerpt;
 pub use file::ReadError;
 pub(crate) use file::read as read_file;
 pub(crate) use kubeconfig::{Kubeconfig, NamedContext, duplicate, load_trust};
-pub use limits::{Limits, Timeouts};
-pub(crate) use listen::peers_of;
+pub use limits::{Limits, LiveSettings, Settings, Timeouts};
 pub use listen::{Admission, ListenConfig, PeerPolicy};
+pub(crate) use listen::{overlap, peers_of};
 pub use load::load;
 pub(crate) use source::check_path_flag;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
@@ -91,6 +91,18 @@ pub struct Config {
     pub admin: Option<SocketAddr>,
     /// Whether a response that refuses a credential says why that may be.
     pub hints: bool,
+}
+
+impl Config {
+    /// The settings that connections and workers use.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            limits: self.limits.clone(),
+            timeouts: self.timeouts.clone(),
+            hints: self.hints,
+        }
+    }
 }
 
 /// The files of one certificate chain and its key.

@@ -36,7 +36,7 @@ use proxy_protocol::ProxyHeaderError;
 
 use crate::{
     clients::{Client, ClientTable, Place, Refusal},
-    config::{Admission, Limits, PeerPolicy, Timeouts},
+    config::{Admission, LiveSettings, PeerPolicy},
     drain::{ConnectionKind, Drain},
     hosts::PeerAddr,
     memory::MemoryPressure,
@@ -67,8 +67,6 @@ pub struct Snapshot {
     pub tls: Arc<ServerConfig>,
     /// Read once per request, and once after the handshake for its SNI.
     pub routes: Arc<Routes>,
-    /// Which peers may connect, by the number of the listener. Read once per connection.
-    pub peers: Vec<PeerPolicy>,
 }
 
 /// The state that all workers share. Requests only read it; a handshake takes a slot, and a reload replaces the
@@ -80,18 +78,17 @@ pub struct Shared {
     /// The places of all connections.
     pub clients: Arc<ClientTable>,
     /// Slots for handshakes in progress.
-    pub handshakes: Semaphore,
+    pub handshakes: Arc<Semaphore>,
     /// Which failed handshakes were logged.
     pub handshake_log: HandshakeLog,
     /// Whether memory is short.
     pub memory: Arc<MemoryPressure>,
-    /// Limits of the configuration.
-    pub limits: Limits,
-    /// Timeouts of the configuration.
-    pub timeouts: Timeouts,
-    /// `hints` of the configuration.
-    pub hints: bool,
+    /// Read once per connection.
+    pub settings: LiveSettings,
 }
+
+/// Which peers may connect to one listener. A reload replaces it.
+pub type LivePeers = Arc<ArcSwap<PeerPolicy>>;
 
 /// A connection that was just accepted.
 #[derive(Debug)]
@@ -102,16 +99,14 @@ pub struct NewConnection {
     pub peer: PeerAddr,
     /// Its place. It is unnamed if `peer` is a load balancer.
     pub place: Place,
-    /// The number of the listener that has accepted it.
-    pub listener: usize,
+    /// Which peers may connect to the listener that has accepted it.
+    pub peers: LivePeers,
 }
 
 impl Shared {
-    /// Decides about a peer that has just connected to this listener. Counts and logs one that is denied.
-    pub fn judge(&self, listener: usize, peer: PeerAddr, counters: &Counters) -> Admission {
-        let snapshot = self.snapshot.load();
-        let peers = snapshot.peers.get(listener);
-        let admission = peers.map_or(Admission::Denied, |peers| peers.judge(peer.ip()));
+    /// Decides about a peer that has just connected to a listener. Counts and logs one that is denied.
+    pub fn judge(&self, peers: &LivePeers, peer: PeerAddr, counters: &Counters) -> Admission {
+        let admission = peers.load().judge(peer.ip());
         if admission == Admission::Denied {
             counters.handshakes.count(Handshake::Denied);
             let error = HandshakeError::Denied;
@@ -154,12 +149,14 @@ async fn serve(
         stream,
         peer,
         mut place,
-        listener,
+        peers,
     } = accepted;
+    let settings = shared.settings.load_full();
+    let timeouts = &settings.timeouts;
     let (mut stream, mut client) = (ReadAhead::new(stream), peer);
     let network_peer = |client| Some(peer).filter(|peer| *peer != client);
     if place.is_unnamed() {
-        let named = identify(&mut stream, peer, &mut place, listener, &shared);
+        let named = identify(&mut stream, peer, &mut place, &peers, timeouts.handshake);
         match Box::pin(named).await {
             Ok(Some(named)) => client = named,
             // A health check of the load balancer.
@@ -182,7 +179,7 @@ async fn serve(
         }
     }
     let network_peer = network_peer(client);
-    if !place.wait_for_permit(shared.timeouts.handshake).await {
+    if !place.wait_for_permit(timeouts.handshake).await {
         socket::reset_when_closed(stream.tcp());
         return;
     }
@@ -190,7 +187,9 @@ async fn serve(
     // On the heap: the handshake needs much memory for a moment, the connection little for hours.
     let accepted = Box::pin(async {
         tokio::select! {
-            accepted = handshake(stream, &snapshot, place.client(), &shared, &context) => accepted,
+            accepted = handshake(
+                stream, &snapshot, place.client(), (&shared, timeouts.handshake), &context,
+            ) => accepted,
             () = place.closing() => Err(HandshakeError::Closed),
         }
     });
@@ -206,7 +205,7 @@ async fn serve(
             drop(snapshot);
             counters.handshakes.count(Handshake::Passed);
             let connected = connect(Protocol::Passthrough, place);
-            let half_close_timeout = shared.timeouts.half_close_timeout;
+            let half_close_timeout = timeouts.half_close_timeout;
             let passed = proxy::pass(*passed, connected, &context, half_close_timeout, &drain);
             // On the heap, so that other connections do not pay for it.
             return Box::pin(passed).await;
@@ -225,7 +224,7 @@ async fn serve(
         }
     };
     // It fails only for a dead socket, which the next read reports.
-    socket::set_user_timeout(stream.get_ref().0.tcp(), &shared.timeouts).ok();
+    socket::set_user_timeout(stream.get_ref().0.tcp(), timeouts).ok();
     let (protocol, sni) = negotiated(stream.get_ref().1);
     let certificate = presented_certificate(stream.get_ref().1, &snapshot, &shared);
     let local = stream.get_ref().0.tcp().local_addr().ok();
@@ -238,9 +237,7 @@ async fn serve(
         forwarded_for: ClientConnection::forwarded_for(client),
         certificate,
         leases: ClientLeases::new(context),
-        limits: shared.limits.clone(),
-        hints: shared.hints,
-        half_close_timeout: shared.timeouts.half_close_timeout,
+        settings,
         connected: Arc::clone(&connected),
         drain,
         credentials: CredentialCache::default(),
@@ -294,10 +291,9 @@ async fn identify(
     stream: &mut ReadAhead,
     peer: PeerAddr,
     place: &mut Place,
-    listener: usize,
-    shared: &Shared,
+    peers: &LivePeers,
+    limit: Duration,
 ) -> Result<Option<PeerAddr>, (PeerAddr, HandshakeError)> {
-    let limit = shared.timeouts.handshake;
     let header = tokio::select! {
         header = timeout(limit, proxy_protocol::read(stream, peer)) => header,
         () = place.closing() => Ok(Err(ProxyHeaderError::Displaced)),
@@ -306,9 +302,7 @@ async fn identify(
     let Some(client) = header.map_err(|error| (peer, error.into()))? else {
         return Ok(None);
     };
-    let snapshot = shared.snapshot.load();
-    let peers = snapshot.peers.get(listener);
-    if !peers.is_some_and(|peers| peers.serves(client.ip())) {
+    if !peers.load().serves(client.ip()) {
         return Err((client, HandshakeError::Denied));
     }
     let rebound = place.rebind(client);
@@ -435,7 +429,7 @@ async fn handshake(
     mut stream: ReadAhead,
     snapshot: &Snapshot,
     client: &Client,
-    shared: &Shared,
+    (shared, limit): (&Shared, Duration),
     context: &UpstreamContext,
 ) -> Result<HandshakeOutcome, HandshakeError> {
     let mut server_name = None;
@@ -509,7 +503,6 @@ async fn handshake(
             HandshakeOutcome::Terminated(stream)
         })
     };
-    let limit = shared.timeouts.handshake;
     match timeout(limit, handshake).await {
         Ok(Err(HandshakeError::Failed { source, .. })) => Err(HandshakeError::Failed {
             source,

@@ -33,7 +33,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    config::IdentityFiles,
+    config::{IdentityFiles, Settings, Timeouts},
     pki::{self, Identity},
     proxy::Route,
     upstream::{ClientTls, Cluster, Endpoints},
@@ -130,15 +130,16 @@ impl OneWorker {
             acme: None,
             tls: Arc::new(tls),
             routes: Arc::new(routes),
-            peers: Vec::new(),
         };
-        let timeouts = Timeouts {
-            client_idle: Duration::from_secs(24 * 60 * 60),
-            ..Timeouts::default()
-        };
-        let limits = Limits::default();
+        let settings = LiveSettings::new(ArcSwap::from_pointee(Settings {
+            timeouts: Timeouts {
+                client_idle: Duration::from_secs(24 * 60 * 60),
+                ..Timeouts::default()
+            },
+            ..Settings::default()
+        }));
         let drain = Drain::new();
-        let context = UpstreamContext::new(limits.clone(), timeouts.clone(), drain.clone());
+        let context = UpstreamContext::new(Arc::clone(&settings), drain.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self {
             signed,
@@ -149,13 +150,11 @@ impl OneWorker {
             listener,
             shared: Arc::new(Shared {
                 snapshot: ArcSwap::from_pointee(snapshot),
-                clients: ClientTable::new(&limits),
-                handshakes: Semaphore::new(100),
+                clients: ClientTable::new(&settings.load().limits),
+                handshakes: Arc::new(Semaphore::new(100)),
                 handshake_log: HandshakeLog::default(),
                 memory: Arc::default(),
-                limits,
-                timeouts,
-                hints: true,
+                settings,
             }),
             context: Arc::new(context),
             drain,
@@ -166,14 +165,14 @@ impl OneWorker {
     /// Serves the next connection.
     async fn accept(&self) {
         let (stream, peer) = self.listener.accept().await.unwrap();
-        socket::tune(&stream, &self.shared.timeouts).unwrap();
+        socket::tune(&stream, &self.shared.settings.load().timeouts).unwrap();
         let place = self.shared.clients.enter(PeerAddr(peer), false).unwrap();
         let (shared, context) = (Arc::clone(&self.shared), Arc::clone(&self.context));
         let accepted = NewConnection {
             stream,
             peer: PeerAddr(peer),
             place,
-            listener: 0,
+            peers: Arc::default(),
         };
         spawn(accepted, shared, context, &self.drain);
     }

@@ -22,7 +22,7 @@ use tracing::{debug, warn};
 
 use crate::{
     clients::{ClientTable, Place},
-    config::{Admission, Timeouts},
+    config::{Admission, LiveSettings},
     drain::Drain,
     hosts::PeerAddr,
     memory::MemoryPressure,
@@ -44,7 +44,7 @@ pub struct Listener {
 #[derive(Debug)]
 struct Entrance {
     clients: Arc<ClientTable>,
-    timeouts: Timeouts,
+    settings: LiveSettings,
     counters: Arc<Counters>,
 }
 
@@ -170,7 +170,7 @@ impl Listener {
         owner: Owner,
         clients: Arc<ClientTable>,
         memory: Arc<MemoryPressure>,
-        timeouts: Timeouts,
+        settings: LiveSettings,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
         Ok(Self {
@@ -179,7 +179,7 @@ impl Listener {
             memory,
             entrance: Entrance {
                 clients,
-                timeouts,
+                settings,
                 counters,
             },
         })
@@ -326,7 +326,7 @@ impl Entrance {
         if place.is_waiting() && !place.is_unnamed() {
             limits_hit.count(Limit::Connections);
         }
-        socket::tune(&stream, &self.timeouts).ok()?;
+        socket::tune(&stream, &self.settings.load().timeouts).ok()?;
         Some(Accepted {
             stream,
             peer,

@@ -54,9 +54,9 @@ fn listener(socket: std::net::TcpListener, owner: Owner) -> Listener {
         connections: 10,
         ..Limits::default()
     };
-    let (timeouts, counters) = (Timeouts::default(), Arc::default());
+    let (settings, counters) = (LiveSettings::default(), Arc::default());
     let clients = ClientTable::new(&limits);
-    Listener::new(socket, owner, clients, Arc::default(), timeouts, counters).unwrap()
+    Listener::new(socket, owner, clients, Arc::default(), settings, counters).unwrap()
 }
 
 fn serve_all(_: PeerAddr) -> Admission {

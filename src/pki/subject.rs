@@ -115,9 +115,10 @@ mod tests {
     fn last_common_name_and_all_organizations_count() {
         let ca = Ca::new("users");
         let leaf = ca.leaf(&[]).common_name("jane").organizations(&["b", "a"]);
-        let leaf = leaf.attribute(&[2, 5, 4, 11], "unit").build();
+        let leaf = leaf.attribute(&[2, 5, 4, 11], "unit");
+        let leaf = leaf.attribute(&[2, 5, 4, 3], "joe").build();
         let subject = CertificateSubject::from_der(&leaf.chain[0]).unwrap();
-        assert_eq!(subject.user, "jane");
+        assert_eq!(subject.user, "joe");
         assert_eq!(subject.groups, ["b", "a"]);
         assert_eq!((subject.uid, subject.sha256.len()), (None, 64));
         assert_eq!(

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clients::ClientTable,
-    config::{Limits, Timeouts},
+    config::Settings,
     drain::Drain,
     ending::{EndReason, Ending},
     hosts::PeerAddr,
@@ -51,10 +51,10 @@ impl Counting {
     /// Never: the table is empty.
     #[must_use]
     pub fn new(target: &Uri) -> Self {
-        let (limits, timeouts) = (Limits::default(), Timeouts::default());
-        let worker = Arc::new(UpstreamContext::new(limits.clone(), timeouts, Drain::new()));
+        let settings = Arc::new(Settings::default());
+        let worker = Arc::new(UpstreamContext::new(Arc::default(), Drain::new()));
         let peer = SocketAddr::from(([192, 0, 2, 1], 1));
-        let place = ClientTable::new(&limits).enter(PeerAddr(peer), false);
+        let place = ClientTable::new(&settings.limits).enter(PeerAddr(peer), false);
         let connected = Connected::new(
             Arc::clone(worker.counters()),
             PeerAddr(peer),
@@ -73,9 +73,7 @@ impl Counting {
                 local: None,
                 forwarded_for: ClientConnection::forwarded_for(PeerAddr(peer)),
                 leases: ClientLeases::new(worker),
-                limits,
-                hints: true,
-                half_close_timeout: std::time::Duration::ZERO,
+                settings,
                 connected: Arc::new(connected),
                 drain: Drain::new(),
                 credentials: CredentialCache::default(),

@@ -96,7 +96,7 @@ impl ClientCertificates {
         }
         // It is that of the proxy, about which the client is told nothing else.
         response.extensions_mut().remove::<RefusedAuthorization>();
-        if downstream.hints {
+        if downstream.settings.hints {
             hints::append(
                 response,
                 match self.naming {

@@ -33,7 +33,6 @@ mod watch;
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
 };
 
 use http::{
@@ -56,7 +55,7 @@ pub use published::PublishedKubeconfig;
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
-    config::Limits,
+    config::Settings,
     drain::Drain,
     hosts::PeerAddr,
     metrics::{ClusterSlot, Connected},
@@ -88,12 +87,8 @@ pub struct ClientConnection {
     pub certificate: Option<Arc<PresentedCertificate>>,
     /// The upstream connections of this client.
     pub leases: ClientLeases,
-    /// Bounds on requests.
-    pub limits: Limits,
-    /// Whether a response that refuses a credential says why that may be.
-    pub hints: bool,
-    /// How long one half of a tunnel may stay open after the other half has ended.
-    pub half_close_timeout: Duration,
+    /// Those of its beginning.
+    pub settings: Arc<Settings>,
     /// Counts this connection against the connection limit. A tunnel holds it until it ends.
     pub connected: Arc<Connected>,
     /// Starts the tasks of this connection, and tells them when to finish.
@@ -187,7 +182,7 @@ pub async fn handle(
             log.failed(&error);
         }
         let mut response = expected.for_error(&error, log.id());
-        if downstream.hints {
+        if downstream.settings.hints {
             hints::add_to_own(&mut response, &error);
         }
         response
@@ -249,7 +244,7 @@ async fn forward(
 ) -> Result<Response<Body>, Error> {
     let (mut head, body) = request.into_parts();
     let names = ConnectionNames::new(downstream);
-    let admitted = policy::admit(&head, routes, &downstream.limits, names, below)?;
+    let admitted = policy::admit(&head, routes, &downstream.settings.limits, names, below)?;
     let cluster = &admitted.route.cluster;
     log.routed(cluster.label());
     if let Some(kubeconfig) = &admitted.route.published
@@ -307,7 +302,11 @@ async fn forward(
     if let (Some(_), Some(certificates)) = (&user, &admitted.route.certificates) {
         certificates.answered(downstream, cluster.name(), &mut response);
     }
-    let problem = hints::explain(&mut response, check.has_credential(), downstream.hints);
+    let problem = hints::explain(
+        &mut response,
+        check.has_credential(),
+        downstream.settings.hints,
+    );
     log.set_credential_problem(problem);
     Ok(response)
 }

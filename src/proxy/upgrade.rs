@@ -72,7 +72,7 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
     let Some((apiserver, log)) = body.into_tunnel() else {
         return;
     };
-    let half_close_timeout = downstream.half_close_timeout;
+    let half_close_timeout = downstream.settings.timeouts.half_close_timeout;
     let LoggedPeers {
         client: peer,
         network_peer,

@@ -1,7 +1,7 @@
 //! What a reload has changed, for the log.
 
 use crate::{
-    config::{ClusterConfig, Config, PeerPolicy},
+    config::{ClusterConfig, Config},
     pki::{Identity, UtcDate},
     quote,
 };
@@ -41,12 +41,12 @@ impl ReloadChanges {
                     UtcDate(identity.not_after())
                 )
             });
-        let has_log_changed = config.log.filter != old_config.log.filter
-            || config.log.access != old_config.log.access
-            || config.log.user != old_config.log.user;
         let settings = [
-            ("log", has_log_changed),
-            ("listen", lists(config).ne(lists(old_config))),
+            ("limits", config.limits != old_config.limits),
+            ("timeouts", config.timeouts != old_config.timeouts),
+            ("log", config.log != old_config.log),
+            ("hints", config.hints != old_config.hints),
+            ("listen", config.listen != old_config.listen),
             (
                 "trustedProxies",
                 config.trusted_proxies != old_config.trusted_proxies,
@@ -59,10 +59,6 @@ impl ReloadChanges {
             settings: changed.map(|(key, _)| key).collect(),
         }
     }
-}
-
-fn lists(config: &Config) -> impl Iterator<Item = &PeerPolicy> {
-    config.listen.iter().map(|entry| &entry.peers)
 }
 
 fn clusters(old: &Material, new: &Material) -> Vec<String> {
@@ -104,8 +100,8 @@ fn clusters(old: &Material, new: &Material) -> Vec<String> {
     changes
 }
 
-/// Whether both have the same settings but for the access rules and what they publish. The CA is compared by its certificates, and the
-/// place of the URL is only for messages.
+/// Whether both have the same settings but for the access rules and what they publish. The CA is compared by its
+/// certificates, and the place of the URL is only for messages.
 fn is_same(old: &ClusterConfig, new: &ClusterConfig) -> bool {
     *old == ClusterConfig {
         file: old.file.clone(),

@@ -20,8 +20,9 @@ pub use material::{ClientMaterial, Material, NamingMaterial};
 pub use publish::Publication;
 
 use crate::{
-    config::{Config, ConfigError, ListenConfig, SettingError, peers_of},
+    config::{Config, ConfigError},
     downstream::{AcmeNames, Snapshot, asking_server_config, server_config},
+    listen_error::ListenError,
     metrics::ClusterLabels,
     pki::{AcmeChallenges, Identity, PkiError},
     proxy::{AccessRules, ClientCertificates, Route, Routes},
@@ -50,6 +51,15 @@ pub enum ReloadError {
     /// A cluster has no trust anchor.
     #[error("cannot set up verification of the apiserver")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
+    /// A new address of `listen` cannot be opened.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The configured address.
+        address: SocketAddr,
+        /// Why, and how to fix it.
+        #[source]
+        source: ListenError,
+    },
 }
 
 /// The current snapshot, and the results of the reloads so far.
@@ -89,8 +99,8 @@ pub struct Reloader {
     /// The configuration at the start; a part of it cannot be reloaded.
     started: Config,
     config: Config,
-    /// The sockets for clients, in order, with the lists of the last valid configuration.
-    listen: Vec<ListenConfig>,
+    /// Whether another process has opened the sockets for clients.
+    keeps_addresses: bool,
     /// The files that all of this comes from.
     files: Vec<PathBuf>,
     /// The content of these files when they were last loaded; `None` if unknown, as at the start.
@@ -106,19 +116,16 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Returns a reloader and its first snapshot. `inherited` are the addresses of the sockets that another process has
-    /// opened.
+    /// Returns a reloader and its first snapshot.
     ///
     /// # Errors
     ///
-    /// When TLS cannot be set up, or an inherited socket has no entry in the configuration.
+    /// When TLS cannot be set up.
     pub fn new(
         mut config: Config,
         material: Material,
-        inherited: &[SocketAddr],
         now: SystemTime,
     ) -> Result<(Self, Snapshot), ReloadError> {
-        let listen = sockets(&config, inherited)?;
         let tickets = Ticketer::new()?;
         let mut labels = ClusterLabels::default();
         config.clusters = material.cluster_configs();
@@ -143,7 +150,7 @@ impl Reloader {
             replaced: CancellationToken::new(),
             retired: Vec::new(),
             started: config.clone(),
-            listen,
+            keeps_addresses: false,
             files: files_of(&config),
             config,
             loaded: None,
@@ -154,6 +161,11 @@ impl Reloader {
         };
         let snapshot = reloader.snapshot();
         Ok((reloader, snapshot))
+    }
+
+    /// Says that another process has opened the sockets for clients, so that other addresses need a restart.
+    pub fn keep_addresses(&mut self) {
+        self.keeps_addresses = true;
     }
 
     /// The configuration of the current snapshot.
@@ -203,10 +215,14 @@ impl Reloader {
     }
 
     /// Reads everything again. Returns `None` if nothing changed or the reload failed. The log says why it failed,
-    /// once per reason.
-    pub fn reload(&mut self, source: &ConfigLoader, now: SystemTime) -> Option<Snapshot> {
+    /// once per reason. `load` reads the configuration, and may refuse it.
+    pub fn reload(
+        &mut self,
+        mut load: impl FnMut() -> Result<Config, ReloadError>,
+        now: SystemTime,
+    ) -> Option<Snapshot> {
         self.renew_tokens();
-        let mut result = self.try_reload(source, now);
+        let mut result = self.try_reload(&mut load, now);
         for _ in 0..MAX_RETRIES {
             // While the proxy reads, files may be replaced one by one. Old and new files do not fit together.
             let is_race =
@@ -214,7 +230,7 @@ impl Reloader {
             if !is_race {
                 break;
             }
-            result = self.try_reload(source, now);
+            result = self.try_reload(&mut load, now);
         }
         match result {
             Ok(None) => {
@@ -269,7 +285,7 @@ impl Reloader {
     /// change in between.
     fn try_reload(
         &mut self,
-        source: &ConfigLoader,
+        load: &mut impl FnMut() -> Result<Config, ReloadError>,
         now: SystemTime,
     ) -> Result<Option<Snapshot>, FailedReload> {
         let content = ContentHash::new(&self.files);
@@ -279,17 +295,17 @@ impl Reloader {
         if self.loaded == Some(content) && !has_expired && is_complete {
             return Ok(None);
         }
-        self.load(source, now, content)
+        self.load(load, now, content)
             .map_err(|error| FailedReload { content, error })
     }
 
     fn load(
         &mut self,
-        source: &ConfigLoader,
+        load: &mut impl FnMut() -> Result<Config, ReloadError>,
         now: SystemTime,
         content: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
-        let mut config = source()?;
+        let mut config = load()?;
         let material = Material::reload(&config, now, &self.report.material)?;
         config.clusters = material.cluster_configs();
         let mut labels = self.labels.clone();
@@ -316,7 +332,6 @@ impl Reloader {
         self.compare_with_start(&config);
         self.log_new_warnings(&config);
         self.log_cluster_problems(&material);
-        self.replace_lists(&config.listen);
         let files = files_of(&config);
         self.loaded = (files == self.files).then_some(content);
         self.valid_until = material.next_expiry(now);
@@ -352,27 +367,16 @@ impl Reloader {
         }
     }
 
-    /// Gives each socket the lists of its entry. A socket whose entry is gone keeps its lists until the restart.
-    fn replace_lists(&mut self, listen: &[ListenConfig]) {
-        for (number, socket) in self.listen.iter_mut().enumerate() {
-            if let Some(peers) = peers_of(listen, number, socket.address) {
-                socket.peers = peers.clone();
-            }
-        }
-    }
-
     /// Logs once which changed settings need a restart.
     fn compare_with_start(&mut self, config: &Config) {
         let started = &self.started;
         let keys = [
-            ("listen", addresses(config).ne(addresses(started))),
+            (
+                "listen",
+                self.keeps_addresses && addresses(config).ne(addresses(started)),
+            ),
             ("admin", config.admin != started.admin),
-            ("reusePort", config.reuse_port != started.reuse_port),
             ("workers", config.workers != started.workers),
-            ("limits", config.limits != started.limits),
-            ("timeouts", config.timeouts != started.timeouts),
-            ("log.format", config.log.format != started.log.format),
-            ("hints", config.hints != started.hints),
         ];
         let changed = keys.iter().filter(|(_, has_changed)| *has_changed);
         let changed: Vec<_> = changed.map(|(key, _)| *key).collect();
@@ -445,11 +449,6 @@ impl Reloader {
                 Arc::clone(&self.tickets),
             )),
             routes: Arc::new(routes),
-            peers: self
-                .listen
-                .iter()
-                .map(|socket| socket.peers.clone())
-                .collect(),
         }
     }
 
@@ -474,22 +473,6 @@ impl Reloader {
         })
         .collect()
     }
-}
-
-/// The sockets for clients, with their lists. Those of another process replace the configured addresses.
-fn sockets(config: &Config, inherited: &[SocketAddr]) -> Result<Vec<ListenConfig>, ConfigError> {
-    if inherited.is_empty() {
-        return Ok(config.listen.clone());
-    }
-    let socket = |(number, address): (usize, &SocketAddr)| {
-        let unknown = SettingError::UnknownSocket { address: *address };
-        let peers = peers_of(&config.listen, number, *address);
-        Ok(ListenConfig {
-            address: *address,
-            peers: peers.ok_or(ConfigError::Whole(unknown))?.clone(),
-        })
-    };
-    inherited.iter().enumerate().map(socket).collect()
 }
 
 fn addresses(config: &Config) -> impl Iterator<Item = SocketAddr> {

@@ -9,17 +9,21 @@ use std::{
     io::{self, IsTerminal, Write},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
-use tracing::{Level, Metadata};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{
     EnvFilter, Registry,
     filter::{ParseError, filter_fn},
-    fmt,
+    fmt::{
+        self, FmtContext, FormatEvent, FormatFields,
+        format::{Format, Json, Writer},
+    },
     layer::SubscriberExt,
+    registry::LookupSpan,
     reload,
     util::SubscriberInitExt,
 };
@@ -38,9 +42,10 @@ pub struct Telemetry {
     filter: LiveFilter,
 }
 
-/// Decides what is logged. Clones change the same log.
+/// Decides what is logged, and how. Clones change the same log.
 #[derive(Debug, Clone)]
 pub struct LiveFilter {
+    is_json: Arc<AtomicBool>,
     handle: reload::Handle<EnvFilter, Registry>,
     state: Arc<Mutex<FilterState>>,
 }
@@ -66,8 +71,10 @@ impl FilterState {
 }
 
 impl LiveFilter {
-    /// Uses this filter and this setting of the access log from now on. Debugging that was switched on stays on.
+    /// Uses this format, this filter and this setting of the access log from now on. Debugging that was switched on stays on.
     pub fn configure(&self, config: &LogConfig) {
+        let is_json = config.format == LogFormat::Json;
+        self.is_json.store(is_json, Ordering::Relaxed);
         self.change(|state| config.clone_into(&mut state.config));
     }
 
@@ -167,7 +174,9 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
         debug: false,
     };
     let (filter, handle) = reload::Layer::new(state.filter()?);
+    let is_json = Arc::new(AtomicBool::new(config.format == LogFormat::Json));
     let filter_handle = LiveFilter {
+        is_json: Arc::clone(&is_json),
         handle,
         state: Arc::new(Mutex::new(state)),
     };
@@ -182,29 +191,46 @@ pub fn start(config: &LogConfig) -> Result<Telemetry, ParseError> {
         .with(filter)
         .with(filter_fn(may_be_logged));
     // A second start in one process, as in tests, keeps the first subscriber.
-    let started = match config.format {
-        LogFormat::Json => registry
-            .with(fmt::layer().json().flatten_event(true).with_writer(writer))
-            .try_init(),
-        LogFormat::Text => {
-            let colours = io::stderr().is_terminal();
-            registry
-                .with(
-                    fmt::layer()
-                        .event_format(Logfmt)
-                        .with_ansi(colours)
-                        .with_writer(writer),
-                )
-                .try_init()
-        }
+    let format = LiveFormat {
+        is_json,
+        json: fmt::format().json().flatten_event(true),
     };
-    drop(started);
+    let layer = fmt::layer()
+        .event_format(format)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(writer);
+    drop(registry.with(layer).try_init());
     Ok(Telemetry {
         _writer: guard,
         dropped,
         failed,
         filter: filter_handle,
     })
+}
+
+/// Formats each event as `log.format` says at this moment.
+struct LiveFormat {
+    is_json: Arc<AtomicBool>,
+    json: Format<Json>,
+}
+
+impl<S, N> FormatEvent<S, N> for LiveFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        if self.is_json.load(Ordering::Relaxed) {
+            self.json.format_event(context, writer, event)
+        } else {
+            Logfmt.format_event(context, writer, event)
+        }
+    }
 }
 
 /// Other crates log errors only, whatever the filter of the operator says: h2 logs whole header fields

@@ -21,7 +21,7 @@ use super::{
     sockets::{ClientSockets, SocketPermit, SpareSockets},
 };
 use crate::{
-    config::{Limits, Timeouts},
+    config::LiveSettings,
     drain::Drain,
     hosts::UpstreamAddr,
     metrics::{ConnectionStats, Counters, LeaseEnd},
@@ -31,8 +31,7 @@ use crate::{
 #[derive(Debug)]
 pub struct UpstreamContext {
     pub(super) idle: Arc<IdlePool>,
-    pub(super) limits: Limits,
-    pub(super) timeouts: Timeouts,
+    pub(super) settings: LiveSettings,
     pub(super) drain: Drain,
     pub(super) counters: Arc<Counters>,
     pub(super) replay_budget: Arc<ReplayBudget>,
@@ -47,18 +46,12 @@ pub struct UpstreamContext {
 impl UpstreamContext {
     /// A context without connections. Sweeping starts with the first call of [`UpstreamContext::sweep`].
     #[must_use]
-    pub fn new(limits: Limits, timeouts: Timeouts, drain: Drain) -> Self {
-        let idle = IdlePool::new(
-            limits.idle_upstream_connections,
-            timeouts.upstream_idle,
-            drain.clone(),
-        );
+    pub fn new(settings: LiveSettings, drain: Drain) -> Self {
         Self {
-            idle: Arc::new(idle),
+            idle: Arc::new(IdlePool::new(Arc::clone(&settings), drain.clone())),
             dial_turns: HandshakeTurns::new(drain.clone()),
             client_turns: HandshakeTurns::new(drain.clone()),
-            limits,
-            timeouts,
+            settings,
             drain,
             counters: Arc::default(),
             replay_budget: Arc::new(ReplayBudget::of_process(Arc::default())),
@@ -101,14 +94,20 @@ impl UpstreamContext {
     /// How often names are resolved.
     #[must_use]
     pub fn resolve_interval(&self) -> Duration {
-        self.timeouts.resolve
+        self.settings.load().timeouts.resolve
+    }
+
+    /// How often each endpoint is probed.
+    #[must_use]
+    pub fn probe_interval(&self) -> Duration {
+        self.settings.load().timeouts.probe_interval
     }
 
     /// Closes idle upstream connections that are too old. Never returns.
     pub async fn sweep(&self) {
-        let interval = (self.timeouts.upstream_idle / 4).max(Duration::from_millis(1));
         loop {
-            tokio::time::sleep(interval).await;
+            let interval = self.idle.max_age() / 4;
+            tokio::time::sleep(interval.max(Duration::from_millis(1))).await;
             self.idle.sweep();
         }
     }
@@ -170,8 +169,7 @@ impl Connection {
 /// The reusable connections of one worker that no client leases.
 #[derive(Debug)]
 pub(super) struct IdlePool {
-    capacity: usize,
-    max_age: Duration,
+    settings: LiveSettings,
     drain: Drain,
     connections: Mutex<HashMap<u64, Vec<IdleConnection>>>,
     /// Tables that have held idle connections of their own. Some of them may be dropped already.
@@ -185,10 +183,9 @@ struct IdleConnection {
 }
 
 impl IdlePool {
-    pub(super) fn new(capacity: usize, max_age: Duration, drain: Drain) -> Self {
+    pub(super) fn new(settings: LiveSettings, drain: Drain) -> Self {
         Self {
-            capacity,
-            max_age,
+            settings,
             drain,
             connections: Mutex::new(HashMap::new()),
             sweep_targets: Mutex::new(Vec::new()),
@@ -198,7 +195,7 @@ impl IdlePool {
     /// How long a connection may stay idle. The apiserver closes connections that are idle for 90 s, and no request
     /// must be sent on a connection that is just being closed.
     pub(super) fn max_age(&self) -> Duration {
-        self.max_age
+        self.settings.load().timeouts.upstream_idle
     }
 
     /// Takes the connection that became idle last, so that the others can grow old and close.
@@ -208,6 +205,7 @@ impl IdlePool {
         wants_h2: bool,
         client: &Arc<ClientSockets>,
     ) -> Option<Connection> {
+        let max_age = self.max_age();
         let mut connections = lock(&self.connections);
         let idle = connections.get_mut(&cluster)?;
         while let Some(at) = idle
@@ -215,7 +213,7 @@ impl IdlePool {
             .rposition(|idle| matches!(idle.connection, Connection::H2(_)) == wants_h2)
         {
             let mut found = idle.remove(at);
-            if found.is_usable(self.max_age) {
+            if found.is_usable(max_age) {
                 found.connection.stats().on_reuse();
                 if let Some(permit) = found.connection.socket_permit() {
                     permit.move_to(client);
@@ -228,7 +226,8 @@ impl IdlePool {
 
     /// Keeps a connection if it is reusable and a spare socket is free for it. The oldest one makes room for it.
     pub(super) fn put(&self, cluster: u64, mut connection: Connection) {
-        if self.capacity == 0 || self.drain.has_begun() || !connection.is_reusable() {
+        let capacity = self.settings.load().limits.idle_upstream_connections;
+        if capacity == 0 || self.drain.has_begun() || !connection.is_reusable() {
             return;
         }
         let has_socket = connection
@@ -240,7 +239,8 @@ impl IdlePool {
         }
         let mut connections = lock(&self.connections);
         let idle = connections.entry(cluster).or_default();
-        if idle.len() >= self.capacity {
+        // More than one, if a reload has lowered the limit.
+        while idle.len() >= capacity {
             let oldest = idle.remove(0).connection;
             oldest.stats().set_end_reason(LeaseEnd::Full);
         }
@@ -270,9 +270,10 @@ impl IdlePool {
     /// Closes connections that are too old or were closed by the apiserver. Called at intervals, because nothing else
     /// closes a connection that no client uses again.
     fn sweep(&self) {
+        let max_age = self.max_age();
         let mut connections = lock(&self.connections);
         for idle in connections.values_mut() {
-            idle.retain_mut(|idle| idle.is_usable(self.max_age));
+            idle.retain_mut(|idle| idle.is_usable(max_age));
         }
         connections.retain(|_, idle| !idle.is_empty());
         drop(connections);

@@ -163,7 +163,8 @@ pub(super) async fn in_time<T>(
         endpoint: endpoint.address(),
     };
     let dials = &context.counters.cluster(cluster.label()).dials;
-    timeout(context.timeouts.upstream_connect, dial)
+    let limit = context.settings.load().timeouts.upstream_connect;
+    timeout(limit, dial)
         .await
         .unwrap_or(Err(timed_out))
         .inspect(|_| dials.count(Dialled::Ok))
@@ -203,19 +204,15 @@ async fn open(
         endpoint: address,
         source,
     };
-    socket::set_user_timeout(tls.get_ref().0.tcp(), &context.timeouts).map_err(failed)?;
+    let settings = context.settings.load_full();
+    let timeouts = &settings.timeouts;
+    socket::set_user_timeout(tls.get_ref().0.tcp(), timeouts).map_err(failed)?;
     let batcher = WriteBatcher::new(tls);
-    let streams = context.limits.streams_per_connection;
-    H2Connection::establish(
-        batcher,
-        endpoint,
-        &context.timeouts,
-        streams,
-        &context.drain,
-    )
-    .await
-    .map(|connection| Connection::H2(connection.with_socket_permit(permit)))
-    .map_err(|source| failed(io::Error::other(source)))
+    let streams = settings.limits.streams_per_connection;
+    H2Connection::establish(batcher, endpoint, timeouts, streams, &context.drain)
+        .await
+        .map(|connection| Connection::H2(connection.with_socket_permit(permit)))
+        .map_err(|source| failed(io::Error::other(source)))
 }
 
 /// TCP and TLS with one endpoint, whose certificate is verified. `socket` is dropped with the stream.
@@ -232,7 +229,8 @@ pub(super) async fn verified_stream(
 ) -> Result<TlsStream<ReadAhead>, UpstreamError> {
     // Counted before TCP connects, so that dials at the same time spread over the endpoints.
     let counted = endpoint.count();
-    let tcp = tcp_connect(endpoint.address(), &context.timeouts).await?;
+    let settings = context.settings.load_full();
+    let tcp = tcp_connect(endpoint.address(), &settings.timeouts).await?;
     let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
     let handshake = tls_handshake(stream, &cluster.tls.name, config, endpoint.address());
     context.dial_turns.run(handshake).await
@@ -412,7 +410,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{config::Limits, drain::Drain, upstream::Endpoints};
+    use crate::{drain::Drain, upstream::Endpoints};
 
     const NAME: &str = "kubernetes.default.svc";
 
@@ -438,7 +436,7 @@ mod tests {
     }
 
     fn context() -> UpstreamContext {
-        UpstreamContext::new(Limits::default(), Timeouts::default(), Drain::new())
+        UpstreamContext::new(Arc::default(), Drain::new())
     }
 
     #[tokio::test]

@@ -70,7 +70,7 @@ impl Cluster {
 
     /// Whether an answer to a client says that an endpoint is healthy. With a CA only a verified probe does.
     fn learns_from_clients(&self, context: &UpstreamContext) -> bool {
-        !self.tls.has_anchors() || context.timeouts.probe_interval.is_zero()
+        !self.tls.has_anchors() || context.probe_interval().is_zero()
     }
 }
 
@@ -86,7 +86,8 @@ async fn try_one(
     let exchange = async {
         // Counted before TCP connects, so that dials at the same time spread over the endpoints.
         let counted = endpoint.count();
-        let tcp = tcp_connect(address, &context.timeouts).await?;
+        let settings = context.settings.load_full();
+        let tcp = tcp_connect(address, &settings.timeouts).await?;
         is_connected = true;
         was_sent.store(true, Ordering::Relaxed);
         let mut stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));

@@ -21,7 +21,7 @@ impl Cluster {
     /// Probes the endpoints of this cluster until all other handles of it are dropped. `context` has no
     /// clients, so the probes share no connection with one.
     pub async fn keep_probed(self: Arc<Self>, context: Arc<UpstreamContext>) {
-        let interval = context.timeouts.probe_interval;
+        let interval = context.probe_interval();
         if interval.is_zero() {
             return;
         }
@@ -56,7 +56,7 @@ async fn probe_all(
         let (cluster, context) = (Arc::clone(&cluster), Arc::clone(context));
         let drain = context.drain.clone();
         probes.push(drain.spawn(async move {
-            let limit = context.timeouts.probe_timeout;
+            let limit = context.settings.load().timeouts.probe_timeout;
             let result = timeout(limit, probe(&context, &cluster, &endpoint)).await;
             let address = endpoint.address();
             let (why, is_down) = match result {

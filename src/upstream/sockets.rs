@@ -9,7 +9,7 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicIsize, AtomicUsize, Ordering},
     },
 };
 
@@ -18,7 +18,9 @@ use super::{UpstreamError, context::IdlePool, lock};
 /// The spare sockets of one process.
 #[derive(Debug)]
 pub struct SpareSockets {
-    free: AtomicUsize,
+    /// Less than 0 after [`SpareSockets::resize`], until enough sockets have closed.
+    free: AtomicIsize,
+    count: AtomicUsize,
     /// The pools whose idle connections are closed first when no socket is free.
     idle: Mutex<Vec<Weak<IdlePool>>>,
 }
@@ -53,9 +55,18 @@ impl SpareSockets {
     #[must_use]
     pub fn new(count: usize) -> Self {
         Self {
-            free: AtomicUsize::new(count),
+            free: AtomicIsize::new(isize::try_from(count).unwrap_or(isize::MAX)),
+            count: AtomicUsize::new(count),
             idle: Mutex::default(),
         }
+    }
+
+    /// Changes how many there are. No open socket closes for it.
+    pub fn resize(&self, count: usize) {
+        let before = self.count.swap(count, Ordering::Relaxed);
+        let more = isize::try_from(count).unwrap_or(isize::MAX)
+            - isize::try_from(before).unwrap_or(isize::MAX);
+        self.free.fetch_add(more, Ordering::Relaxed);
     }
 
     /// Lets the process close idle connections of this pool when no spare socket is free.
@@ -74,7 +85,7 @@ impl SpareSockets {
 
     /// Whether a spare socket was free and is now taken.
     fn take(&self) -> bool {
-        let take = |free: usize| free.checked_sub(1);
+        let take = |free: isize| (free > 0).then(|| free - 1);
         self.free
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
             .is_ok()
@@ -184,7 +195,7 @@ impl Drop for OpenSocket {
 mod tests {
     use super::*;
 
-    fn free(spare: &SpareSockets) -> usize {
+    fn free(spare: &SpareSockets) -> isize {
         spare.free.load(Ordering::Relaxed)
     }
 
@@ -209,6 +220,24 @@ mod tests {
             permit.give_up();
         }
         assert_eq!(free(&spare), 2);
+    }
+
+    #[test]
+    fn fewer_spare_sockets_close_none_that_is_open() {
+        let spare = Arc::new(SpareSockets::new(2));
+        let client = ClientSockets::new(Arc::clone(&spare));
+        let permits: Vec<_> = (0..3).map(|_| client.take().unwrap()).collect();
+        spare.resize(1);
+        assert_eq!(free(&spare), -1);
+        permits[0].give_up();
+        assert!(client.take().is_err(), "one more has to close");
+        permits[1].give_up();
+        let more = client.take().unwrap();
+        spare.resize(3);
+        assert_eq!(free(&spare), 2);
+        more.give_up();
+        permits[2].give_up();
+        assert_eq!(free(&spare), 3);
     }
 
     #[test]

@@ -14,11 +14,7 @@ use super::{
     h1::{self, H1Connection},
     *,
 };
-use crate::{
-    config::{Limits, Timeouts},
-    drain::Drain,
-    hosts::UpstreamAddr,
-};
+use crate::{drain::Drain, hosts::UpstreamAddr};
 
 /// A request as h2 passes it to its server, and the client's side of its body.
 async fn upload(drain: &Drain) -> (Request<RecvStream>, SendStream<Bytes>) {
@@ -76,7 +72,7 @@ async fn unsent_http1_request_is_sent_on_another_connection() {
         tls,
     );
     let drain = Drain::new();
-    let context = UpstreamContext::new(Limits::default(), Timeouts::default(), drain.clone());
+    let context = UpstreamContext::new(Arc::default(), drain.clone());
     let leases = ClientLeases::new(Arc::new(context));
 
     let (near, far) = duplex(1024);

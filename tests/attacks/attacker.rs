@@ -27,6 +27,8 @@ pub(crate) type Attack = fn(Attacker) -> Pin<Box<dyn Future<Output = Outcome> + 
 #[derive(Clone)]
 pub(crate) struct Attacker {
     pub(crate) client: Client,
+    /// The same client, once for each balancer.
+    clients: Vec<Client>,
     pub(crate) admin: std::net::SocketAddr,
     pub(crate) counts: Arc<Counts>,
     pub(crate) upstream: Arc<Upstream>,
@@ -109,6 +111,7 @@ impl Attacker {
     pub(crate) fn new(stage: &Stage, size: Size, seconds: f64) -> Self {
         Self {
             client: stage.client(ATTACKER),
+            clients: stage.clients(ATTACKER),
             admin: stage.admin(),
             counts: Arc::clone(stage.counts()),
             upstream: Arc::clone(stage.upstream()),
@@ -145,7 +148,7 @@ impl Attacker {
         Ok(Wire::new(self.tls("h2").await?, window))
     }
 
-    /// Runs this on `count` connections at once, each in a task, and adds their outcomes up.
+    /// Runs this on `count` connections at once, each in a task, and adds their outcomes up. The balancers take turns.
     pub(crate) async fn on_each<F>(
         &self,
         count: usize,
@@ -157,14 +160,22 @@ impl Attacker {
         let mut tasks = JoinSet::new();
         let mut outcome = Outcome::default();
         for number in 0..count {
-            tasks.spawn(attack(self.clone(), number));
+            let attacker = Self {
+                client: self.clients[number % self.clients.len()].clone(),
+                ..self.clone()
+            };
+            tasks.spawn(attack(attacker, number));
         }
+        let mut late = 0;
         while let Some(one) = tasks.join_next().await {
             // A connection that the proxy does not accept in time ends its task; the attack continues with the others.
             match one {
                 Ok(one) => outcome.add(one),
-                Err(_) => outcome.note("a connection was not accepted in time"),
+                Err(_) => late += 1,
             }
+        }
+        if late > 0 {
+            outcome.note(format!("{late} connections were not accepted in time"));
         }
         outcome
     }

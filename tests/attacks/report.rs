@@ -45,6 +45,8 @@ pub(crate) struct Bounds {
     pub(crate) descriptors: usize,
     /// Lines of the log: an attack must not fill a disk.
     pub(crate) log_lines: usize,
+    /// The share of a CPU that the attack costs the proxy, in percent.
+    pub(crate) cpu: (f64, f64),
 }
 
 impl Bounds {
@@ -57,6 +59,7 @@ impl Bounds {
         keeps: (24, 32),
         descriptors: usize::MAX,
         log_lines: 200,
+        cpu: (f64::INFINITY, f64::INFINITY),
     };
 }
 
@@ -66,7 +69,7 @@ impl Case {
             config: "",
             open_files: None,
             memory: None,
-            balancer: false,
+            balancers: 0,
         };
         Self {
             id,
@@ -124,10 +127,12 @@ pub(crate) fn run(name: &str, case: &Case) {
     // The first requests open connections.
     thread::sleep(size.pick(Duration::from_millis(150), Duration::from_secs(2)));
     victim.take();
+    let (idle, calm) = (stage.meter(), Instant::now());
     thread::sleep(size.pick(Duration::from_millis(350), Duration::from_secs(10)));
     let quiet = victim.take();
 
     let before = stage.meter();
+    let usual_cpu = before.share_since(idle, calm.elapsed());
     let attackers = runtime("attacker");
     let attacker = Attacker::new(&stage, size, size.pick(case.seconds.0, case.seconds.1));
     attackers.block_on(async { tokio::spawn(async { yield_cpu() }).await.unwrap() });
@@ -152,7 +157,7 @@ pub(crate) fn run(name: &str, case: &Case) {
     }
     during.add(victim.take());
     let lasted = begun.elapsed();
-    let busy = stage.meter().cpu.saturating_sub(before.cpu).as_secs_f64() / lasted.as_secs_f64();
+    let busy = stage.meter().share_since(before, lasted);
     let outcome = attackers.block_on(attack).unwrap();
     // Closes what the attacker still has open.
     drop(attackers);
@@ -172,6 +177,7 @@ pub(crate) fn run(name: &str, case: &Case) {
         peak,
         after,
         busy,
+        cost: busy - usual_cpu,
         outcome,
         upstream: stage.counts().attacker(),
         limits: stage.limits_hit(),
@@ -248,8 +254,9 @@ struct Report<'a> {
     before: Meter,
     peak: Meter,
     after: Meter,
-    /// The share of a CPU that the proxy used during the attack.
+    /// The share of a CPU that the proxy used during the attack, and how much that is above its share before.
     busy: f64,
+    cost: f64,
     outcome: Outcome,
     upstream: usize,
     limits: std::collections::BTreeMap<String, u64>,
@@ -330,11 +337,12 @@ impl Report<'_> {
         };
         write!(
             line,
-            "RSS {} MiB; descriptors {}; apiserver connections {}; CPU {:.0} %; {} log lines",
+            "RSS {} MiB; descriptors {}; apiserver connections {}; CPU {:.0} %, of that {:.0} % for the attack; {} log lines",
             of(Meter::rss_mib),
             of(|meter| meter.descriptors),
             of(|meter| meter.upstream),
             self.busy * 100.0,
+            self.cost * 100.0,
             self.log_lines,
         )
         .unwrap();
@@ -409,6 +417,8 @@ impl Report<'_> {
             bounds.descriptors as f64,
         );
         at_most("log lines", self.log_lines as f64, bounds.log_lines as f64);
+        let cpu = size.pick(bounds.cpu.0, bounds.cpu.1);
+        at_most("percent of a CPU for the attack", self.cost * 100.0, cpu);
         let kept = self
             .after
             .descriptors

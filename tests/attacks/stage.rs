@@ -62,8 +62,8 @@ pub(crate) struct Conditions {
     pub(crate) open_files: Option<u32>,
     /// MiB of its memory cgroup.
     pub(crate) memory: Option<u32>,
-    /// Whether `HAProxy` is in front, which names the clients in PROXY headers.
-    pub(crate) balancer: bool,
+    /// How many `HAProxy` processes are in front, which name the clients in PROXY headers.
+    pub(crate) balancers: usize,
 }
 
 /// A runtime with one thread of this name. Victim, attacker and apiserver each have one, so that none of them waits for another.
@@ -78,12 +78,13 @@ pub(crate) struct Stage {
     process: Process,
     cgroup: Option<PathBuf>,
     admin: SocketAddr,
-    client: Client,
+    /// One for each balancer, or one for the proxy itself.
+    clients: Vec<Client>,
     lines: Arc<AtomicUsize>,
     counts: Arc<Counts>,
     clock: Clock,
     upstream: Arc<Upstream>,
-    _balancer: Option<HaProxy>,
+    _balancers: Vec<HaProxy>,
     _apiserver: Runtime,
     _dir: TempDir,
 }
@@ -135,7 +136,7 @@ impl Stage {
         if !conditions.config.contains("listen:") {
             command.args(["--listen", "127.0.0.1:0"]);
         }
-        if conditions.balancer {
+        if conditions.balancers > 0 {
             command.args(["--proxy-protocol-from", "127.0.0.1"]);
         }
         if !conditions.config.contains("clusters:") {
@@ -157,24 +158,25 @@ impl Stage {
         let mut process = Process(child);
         let lines = Arc::new(AtomicUsize::new(0));
         let (address, admin) = read_log(process.0.stderr.take().unwrap(), Arc::clone(&lines));
-        let (mut balancer, mut door) = (None, address);
-        if conditions.balancer {
+        let mut balancers = Vec::new();
+        for _ in 0..conditions.balancers {
             let listen = Ipv4Addr::LOCALHOST.into();
             let started = HaProxy::start(&dir, listen, address, "send-proxy-v2");
-            let started = apiserver.block_on(started)?;
-            door = started.address;
-            balancer = Some(started);
+            balancers.push(apiserver.block_on(started)?);
         }
+        let doors = balancers.iter().map(|balancer| balancer.address);
+        let direct = (conditions.balancers == 0).then_some(address);
+        let client = |door| Client::new(door).trust(&public_ca).sni(HOST);
         Some(Self {
             process,
             cgroup,
             admin,
-            client: Client::new(door).trust(&public_ca).sni(HOST),
+            clients: doors.chain(direct).map(client).collect(),
             lines,
             counts,
             clock,
             upstream: Arc::new(upstream),
-            _balancer: balancer,
+            _balancers: balancers,
             _apiserver: apiserver,
             _dir: dir,
         })
@@ -186,7 +188,13 @@ impl Stage {
 
     /// A client with this address.
     pub(crate) fn client(&self, source: IpAddr) -> Client {
-        self.client.clone().from(source)
+        self.clients[0].clone().from(source)
+    }
+
+    /// The same client, once for each balancer.
+    pub(crate) fn clients(&self, source: IpAddr) -> Vec<Client> {
+        let clients = self.clients.iter().cloned();
+        clients.map(|client| client.from(source)).collect()
     }
 
     pub(crate) fn counts(&self) -> &Arc<Counts> {
@@ -321,6 +329,11 @@ pub(crate) struct Meter {
 impl Meter {
     pub(crate) fn rss_mib(self) -> usize {
         self.rss_kib / 1024
+    }
+
+    /// The share of a CPU that was used since `before`, which was this long ago.
+    pub(crate) fn share_since(self, before: Self, elapsed: Duration) -> f64 {
+        self.cpu.saturating_sub(before.cpu).as_secs_f64() / elapsed.as_secs_f64()
     }
 }
 

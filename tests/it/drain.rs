@@ -1,6 +1,6 @@
 //! The drain: running requests finish, new connections are refused, and every wait has a limit.
 
-use std::{io::ErrorKind, time::Duration};
+use std::{io::ErrorKind, net::SocketAddr, time::Duration};
 
 use http::{Request, Response};
 use standin::{
@@ -11,7 +11,7 @@ use standin::{
 use tokio::{net::TcpStream, time::Instant};
 
 use crate::{
-    proxy::{HOST, Proxy, World},
+    proxy::{HOST, World},
     tunnels,
     upgrades::ManualApiserver,
 };
@@ -47,9 +47,9 @@ pub(crate) async fn endless(client: &Client) -> Http1<TlsConnection> {
 }
 
 /// Waits until the proxy refuses new connections.
-pub(crate) async fn refuses_connections(proxy: &Proxy) {
+pub(crate) async fn refuses_connections(address: SocketAddr) {
     let refused = async {
-        while TcpStream::connect(proxy.address()).await.is_ok() {
+        while TcpStream::connect(address).await.is_ok() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
@@ -86,7 +86,7 @@ async fn drain_serves_first_request_of_connected_client() {
     let mut proxy = world.proxy(upstream.address()).start();
     let mut client = proxy.client().http1().await;
     proxy.begin_shutdown();
-    refuses_connections(&proxy).await;
+    refuses_connections(proxy.address()).await;
     let response = client.get(HOST, "/version", "").await;
     assert_eq!(response.text(), "ok");
     assert_eq!(response.head.header("connection"), Some("close"));
@@ -126,7 +126,7 @@ async fn drain_refuses_new_connections_while_a_request_runs() {
     let mut proxy = world.proxy(upstream.address()).long_drain().start();
     let endless = endless(&proxy.client()).await;
     proxy.begin_shutdown();
-    refuses_connections(&proxy).await;
+    refuses_connections(proxy.address()).await;
     drop(endless);
     proxy.wait_until_stopped().await;
 }
@@ -180,7 +180,7 @@ async fn drain_waits_for_tunnel_and_aborts_it_at_the_timeout() {
         let (mut client, mut server) = tunnels::open(&proxy, &apiserver).await;
         let start = Instant::now();
         proxy.begin_shutdown();
-        refuses_connections(&proxy).await;
+        refuses_connections(proxy.address()).await;
         client.send("still").await;
         assert_eq!(server.read(5).await, b"still");
         if ends {

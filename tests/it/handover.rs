@@ -120,7 +120,7 @@ async fn socket_closes_while_clients_wait_for_a_permit() {
         client.get(HOST, "/version", "").await.status
     });
     proxy.begin_shutdown();
-    refuses_connections(&proxy).await;
+    refuses_connections(proxy.address()).await;
     drop(first);
     assert_eq!(late.await.unwrap(), 200);
     proxy.wait_until_stopped().await;

@@ -28,6 +28,7 @@ mod forwarding;
 mod handover;
 mod hostile_access;
 mod hosts;
+mod hot_file;
 mod http1_upstream;
 mod isolation;
 mod kube_client;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use http::{Request, Response};
 use kube_tls_proxy::{
-    app::{App, FastStop},
+    app::{App, BoundAddresses, FastStop},
     cidr::AddressList,
     config::{
         Capacity, ClusterConfig, Config, IdentityFiles, Limits, LogConfig, LogFormat, LoggedUser,
@@ -52,6 +52,7 @@ pub(crate) struct Setup<'a> {
 /// A running proxy; drop stops it.
 pub(crate) struct Proxy {
     address: SocketAddr,
+    bound: BoundAddresses,
     admin: Option<SocketAddr>,
     client: Client,
     reload_now: Arc<Notify>,
@@ -210,7 +211,8 @@ impl Setup<'_> {
     /// Starts the proxy with a configuration that may change from reload to reload.
     pub(crate) fn start_from(self, source: ConfigLoader) -> Proxy {
         let app = App::bind(source).unwrap();
-        let address = app.addresses()[0];
+        let bound = app.bound();
+        let address = bound.load()[0];
         let admin = app.admin_address();
         let (reload_now, stop, phase) = (app.reload_now(), app.stop(), app.phase());
         let (heartbeats, report) = (app.heartbeats(), app.reloader().report());
@@ -225,6 +227,7 @@ impl Setup<'_> {
         });
         Proxy {
             address,
+            bound,
             admin,
             client: Client::new(address).trust(&self.world.public_ca).sni(HOST),
             reload_now,
@@ -257,6 +260,16 @@ impl Proxy {
     pub(crate) async fn frame_client(&self) -> FrameConnection<TlsConnection> {
         let tls = self.client().alpn(&["h2"]).connect().await.unwrap();
         FrameConnection::client(tls, &[]).await.unwrap()
+    }
+
+    /// The addresses that it listens on now.
+    pub(crate) fn bound(&self) -> Vec<SocketAddr> {
+        self.bound.load().to_vec()
+    }
+
+    /// The results of its reloads.
+    pub(crate) fn report(&self) -> watch::Receiver<ReloadReport> {
+        self.report.clone()
     }
 
     /// Makes the proxy reload its files now.

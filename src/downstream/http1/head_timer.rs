@@ -64,7 +64,7 @@ impl HeadTimer {
         if !has_begun && service.downstream.connected.place().is_closing() {
             return Poll::Ready(HeadWait::Idle);
         }
-        let timeouts = &service.shared.timeouts;
+        let timeouts = &service.downstream.settings.timeouts;
         let wait = match self.wait {
             Some(HeadWait::Head) => HeadWait::Head,
             None | Some(HeadWait::Idle) if has_begun => {

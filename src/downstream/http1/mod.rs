@@ -127,12 +127,12 @@ impl ClientWire {
             header_bytes,
             header_fields,
             ..
-        } = service.downstream.limits;
+        } = service.downstream.settings.limits;
         Self {
             wire: Wire::new(stream),
             // A head just over a limit reaches the proxy, which names the limit and keeps the connection.
             parser: RequestParser::new(header_fields + 1, uri_bytes + header_bytes + HEAD_SLACK),
-            timer: HeadTimer::new(&service.shared.timeouts),
+            timer: HeadTimer::new(&service.downstream.settings.timeouts),
             service,
             lent: None,
             at_request_end: true,
@@ -184,7 +184,7 @@ impl ClientWire {
         let limit = if closes {
             LINGER
         } else {
-            self.service.shared.timeouts.client_idle
+            self.service.downstream.settings.timeouts.client_idle
         };
         let end = timeout(limit, lent).await;
         self.take_back(end.ok().and_then(Result::ok));
@@ -227,7 +227,8 @@ impl ClientWire {
     fn begin_request(&mut self, head: RequestHead) -> (Handled, ResponseForm) {
         let service = Arc::clone(&self.service);
         let rejection = head.body.err();
-        let rejection = rejection.map(|error| rejection_for(error, &service.downstream.limits));
+        let rejection =
+            rejection.map(|error| rejection_for(error, &service.downstream.settings.limits));
         let (body, expects_continue) = self.lend_body(&head);
         let form = ResponseForm {
             is_head: head.parts.method == Method::HEAD,
@@ -248,7 +249,7 @@ impl ClientWire {
     fn refuse(&mut self, error: RequestHeadError) -> (Handled, ResponseForm) {
         self.at_request_end = false;
         let downstream = &self.service.downstream;
-        let rejection = rejection_for(error, &downstream.limits);
+        let rejection = rejection_for(error, &downstream.settings.limits);
         let response = proxy::refuse(rejection, &downstream.connected);
         (Box::pin(future::ready(response)), ResponseForm::default())
     }

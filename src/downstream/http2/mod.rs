@@ -7,9 +7,9 @@ mod server;
 mod stall;
 
 use std::{
-    future::{Future, pending, poll_fn},
+    future::{Future, poll_fn},
     pin::{Pin, pin},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -20,8 +20,8 @@ use http::{Request, Response, header};
 use hyper::body::{Body, Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::PollSemaphore;
@@ -60,7 +60,7 @@ pub(super) async fn serve(
     service: Arc<Service>,
 ) -> Result<(), Http2Error> {
     let drain = service.downstream.drain.clone();
-    let limits = &service.downstream.limits;
+    let limits = &service.downstream.settings.limits;
     let fields = limits.header_fields.saturating_add(PSEUDO_FIELDS);
     // Twice the limit, so that a head just over it reaches the proxy, which names the limit. To a larger head
     // h2 itself responds with a bare 431.
@@ -68,10 +68,10 @@ pub(super) async fn serve(
         (limits.uri_bytes + limits.header_bytes + fields.saturating_mul(FIELD_OVERHEAD))
             .saturating_mul(2);
     let max_streams = usize::try_from(limits.streams_per_connection).unwrap_or(usize::MAX);
-    let (count, mut streams) = watch::channel(Streams::default());
+    let streams = Arc::new(Streams::new());
     let tasks = StreamTasks {
         drain: drain.clone(),
-        streams: Arc::new(count),
+        streams: Arc::clone(&streams),
         max: max_streams,
         connected: Arc::clone(&service.downstream.connected),
     };
@@ -92,7 +92,7 @@ pub(super) async fn serve(
         let stream = stream;
         WriteBatcher::new(*stream)
     };
-    let timeouts = &service.shared.timeouts;
+    let timeouts = &service.downstream.settings.timeouts;
     let (frames, observed) = ClientFrames::new(
         timeouts.request_head,
         max_header_list,
@@ -168,7 +168,7 @@ pub(super) async fn serve(
         },
         () = drain.begun() => {}
         // A ping is not a request: without this, a client that only replies to pings would stay connected.
-        () = idle(&mut streams, client_idle) => {}
+        () = streams.idle(client_idle) => {}
         () = connected.place().closing() => {}
         () = proxy::certificate_ended(downstream.certificate.as_deref()) => {
             connected.set_end(Ending::by_proxy(EndReason::Certificate));
@@ -180,22 +180,25 @@ pub(super) async fn serve(
     }
     connection.drain();
     // Until the client has seen the GOAWAY it may use each of its streams once more.
-    let last_stream = streams.borrow().begun.saturating_add(max_streams);
-    let mut later_streams = streams.clone();
+    let last_stream = streams.begun().saturating_add(max_streams);
+    let serving = poll_fn(|cx| match batcher.drive(Pin::new(&mut connection), cx) {
+        // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
+        Poll::Pending if streams.begun() > last_stream => Poll::Ready(None),
+        ended => ended.map(Some),
+    });
     tokio::select! {
-        ended = poll_fn(|cx| batcher.drive(Pin::new(&mut connection), cx)) => {
+        ended = serving => {
+            let Some(ended) = ended else {
+                connected.set_end(Ending::by_proxy(EndReason::Limit));
+                debug!(client.address = %downstream.peer, "client ignores GOAWAY; its connection is closed");
+                return Ok(());
+            };
             note_end(&ended);
             end_if_exceeded().await;
             ended
         }
         // The client had time to close the connection and did not.
-        () = idle(&mut streams, goaway_timeout) => Ok(()),
-        // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
-        true = async { later_streams.wait_for(|streams| streams.begun > last_stream).await.is_ok() } => {
-            connected.set_end(Ending::by_proxy(EndReason::Limit));
-            debug!(client.address = %downstream.peer, "client ignores GOAWAY; its connection is closed");
-            Ok(())
-        }
+        () = streams.idle(goaway_timeout) => Ok(()),
         () = drain.deadline() => Ok(()),
         () = proxy::certificate_ended(downstream.certificate.as_deref()) => {
             connected.set_end(Ending::by_proxy(EndReason::Certificate));
@@ -241,36 +244,63 @@ async fn say_goodbye(batcher: &WriteBatcher<TlsStream<ReadAhead>>, frame: &[u8])
         .ok();
 }
 
-/// Returns once no stream was open for this long.
-async fn idle(streams: &mut watch::Receiver<Streams>, limit: Duration) {
-    loop {
-        // An error means that the connection is gone; it then ends by itself.
-        if streams.wait_for(|streams| streams.open == 0).await.is_err() {
-            return pending().await;
-        }
-        if timeout(limit, streams.changed()).await.is_err() {
-            return;
-        }
-    }
-}
-
 /// Starts the tasks of streams on the drain, and counts them.
 #[derive(Debug)]
 struct StreamTasks {
     drain: Drain,
-    streams: Arc<watch::Sender<Streams>>,
+    streams: Arc<Streams>,
     /// Streams that may be open at once.
     max: usize,
     connected: Arc<Connected>,
 }
 
-/// The streams of one connection.
-#[derive(Debug, Default)]
-struct Streams {
+/// The streams of one connection. They wake nobody: [`Streams::idle`] looks when the time may be up, so that a request
+/// costs no timer.
+#[derive(Debug)]
+struct Streams(Mutex<StreamCounts>);
+
+#[derive(Debug)]
+struct StreamCounts {
     /// Those that are open now.
     open: usize,
     /// Those that have begun.
     begun: usize,
+    /// When the number of open ones last became zero.
+    idle_since: Instant,
+}
+
+impl Streams {
+    fn new() -> Self {
+        Self(Mutex::new(StreamCounts {
+            open: 0,
+            begun: 0,
+            idle_since: Instant::now(),
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, StreamCounts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begun(&self) -> usize {
+        self.lock().begun
+    }
+
+    /// Returns once no stream was open for this long, counted from the call at the earliest.
+    async fn idle(&self, limit: Duration) {
+        let asked = Instant::now();
+        let idle_since = || {
+            let counts = self.lock();
+            (counts.open == 0).then(|| counts.idle_since.max(asked))
+        };
+        loop {
+            let since = idle_since();
+            sleep_until(since.unwrap_or_else(Instant::now) + limit).await;
+            if since.is_some() && since == idle_since() {
+                return;
+            }
+        }
+    }
 }
 
 pin_project! {
@@ -291,23 +321,27 @@ impl<F: Future<Output = ()>> Future for StreamTask<F> {
 }
 
 /// Counts one open stream until dropped.
-struct StreamCount(Arc<watch::Sender<Streams>>);
+struct StreamCount(Arc<Streams>);
 
 impl Drop for StreamCount {
     fn drop(&mut self) {
-        self.0.send_modify(|streams| streams.open -= 1);
+        let mut counts = self.0.lock();
+        counts.open -= 1;
+        if counts.open == 0 {
+            counts.idle_since = Instant::now();
+        }
     }
 }
 
 impl StreamTasks {
     fn start<F: Future<Output = ()> + Send + 'static>(&self, stream: F) {
-        self.streams.send_modify(|streams| {
-            streams.open += 1;
-            streams.begun += 1;
-            if streams.open == self.max {
-                self.connected.counters().limits_hit.count(Limit::Streams);
-            }
-        });
+        let mut counts = self.streams.lock();
+        counts.open += 1;
+        counts.begun += 1;
+        if counts.open == self.max {
+            self.connected.counters().limits_hit.count(Limit::Streams);
+        }
+        drop(counts);
         let open = StreamCount(Arc::clone(&self.streams));
         self.drain.spawn(StreamTask { stream, open });
     }

@@ -455,7 +455,7 @@ mod tests {
 
     use h2::{Reason, RecvStream, client};
     use http::{Request, Response};
-    use tokio::sync::{mpsc, watch};
+    use tokio::sync::mpsc;
 
     use super::{
         super::{
@@ -553,7 +553,7 @@ mod tests {
         let counters = Arc::default();
         let tasks = StreamTasks {
             drain: Drain::new(),
-            streams: Arc::new(watch::channel(Streams::default()).0),
+            streams: Arc::new(Streams::new()),
             max: 100,
             connected: connected(&counters),
         };

@@ -339,7 +339,7 @@ impl Endpoints {
 
     /// Resolves the name every `interval` until all other handles of the endpoints are dropped; more often
     /// while no address is known. Returns at once if the addresses are fixed.
-    pub async fn keep_resolved(self: Arc<Self>, interval: Duration) {
+    pub async fn keep_resolved(self: Arc<Self>, interval: impl Fn() -> Duration) {
         if self.is_fixed {
             return;
         }
@@ -360,9 +360,9 @@ impl Endpoints {
             };
             drop(this);
             tokio::time::sleep(if known {
-                interval
+                interval()
             } else {
-                interval.min(UNRESOLVED_RETRY)
+                interval().min(UNRESOLVED_RETRY)
             })
             .await;
         }

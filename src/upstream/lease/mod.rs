@@ -68,16 +68,18 @@ impl ClientLeases {
     /// Leases that hold no connection yet.
     #[must_use]
     pub fn new(context: Arc<UpstreamContext>) -> Self {
+        let settings = context.settings.load();
         let table = LeaseTable::new(
             Arc::clone(&context.idle),
             ClientSockets::new(Arc::clone(&context.spare_sockets)),
-            max_connections(&context.limits),
+            max_connections(&settings.limits),
         );
         let replay_budget = ClientReplayBudget::new(
-            &context.limits,
+            &settings.limits,
             Arc::clone(&context.replay_budget),
             Arc::clone(&context.counters),
         );
+        drop(settings);
         Self {
             context,
             table,
@@ -336,7 +338,7 @@ impl ClientLeases {
 
     fn too_many_connections(&self) -> UpstreamError {
         UpstreamError::TooManyConnections {
-            max: max_connections(&self.context.limits),
+            max: max_connections(&self.context.settings.load().limits),
         }
     }
 }

@@ -8,7 +8,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use tokio::time::Instant;
@@ -92,7 +91,7 @@ impl LeaseTable {
     ) -> Lookup {
         let own = self.with(cluster, |leases| {
             leases.drop_retired_h2();
-            leases.drop_unusable_h1(self.idle.max_age());
+            leases.drop_unusable_h1(&self.idle);
             if wants_h2 && !leases.speaks_h1 {
                 let stream = leases.take_stream(newer_than);
                 stream.map(|stream| Lookup::Found(Leased::H2(stream)))
@@ -223,7 +222,7 @@ impl LeaseTable {
     pub(in crate::upstream) fn sweep(&self) {
         let mut by_cluster = lock(&self.by_cluster);
         for (_, leases) in by_cluster.iter_mut() {
-            leases.drop_unusable_h1(self.idle.max_age());
+            leases.drop_unusable_h1(&self.idle);
         }
     }
 
@@ -263,7 +262,11 @@ impl ClusterLeases {
         });
     }
 
-    fn drop_unusable_h1(&mut self, max_age: Duration) {
+    fn drop_unusable_h1(&mut self, idle: &IdlePool) {
+        if self.h1.is_empty() {
+            return;
+        }
+        let max_age = idle.max_age();
         self.h1.retain_mut(|connection| {
             let is_young = connection.idle_since().elapsed() < max_age;
             if !is_young {

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use arc_swap::ArcSwap;
 use http::Request;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
@@ -10,6 +11,7 @@ use tokio::{
 
 use super::*;
 use crate::{
+    config::Settings,
     drain::Drain,
     hosts::UpstreamAddr,
     metrics::Counters,
@@ -29,6 +31,13 @@ fn table(idle: Arc<IdlePool>) -> Arc<LeaseTable> {
     LeaseTable::new(idle, sockets(), 1)
 }
 
+fn idle_pool(capacity: usize, drain: Drain) -> IdlePool {
+    let mut settings = Settings::default();
+    settings.limits.idle_upstream_connections = capacity;
+    settings.timeouts.upstream_idle = MAX_AGE;
+    IdlePool::new(Arc::new(ArcSwap::from_pointee(settings)), drain)
+}
+
 const MAX_AGE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
@@ -36,7 +45,7 @@ async fn http1_connection_idle_too_long_is_not_reused() {
     pause();
     for (idle, used_again) in [(MAX_AGE - Duration::from_millis(1), true), (MAX_AGE, false)] {
         let drain = Drain::new();
-        let table = table(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
+        let table = table(Arc::new(idle_pool(1, drain.clone())));
         let (near, _far) = duplex(1024);
         let endpoint = endpoint();
         let connection = H1Connection::new(Box::new(near), endpoint);
@@ -52,7 +61,7 @@ async fn http1_connection_idle_too_long_is_not_reused() {
 async fn idle_pool_keeps_no_more_than_its_limit() {
     for capacity in 0..3 {
         let drain = Drain::new();
-        let idle = IdlePool::new(capacity, MAX_AGE, drain.clone());
+        let idle = idle_pool(capacity, drain.clone());
         let mut ends = Vec::new();
         for _ in 0..4 {
             let (near, far) = duplex(1024);
@@ -73,7 +82,7 @@ async fn idle_pool_keeps_no_more_than_its_limit() {
 #[tokio::test]
 async fn closed_connections_are_found_however_many_there_are() {
     const MANY: usize = 300;
-    let table = table(Arc::new(IdlePool::new(1, MAX_AGE, Drain::new())));
+    let table = table(Arc::new(idle_pool(1, Drain::new())));
     for _ in 0..MANY {
         let (near, far) = duplex(1024);
         let endpoint = endpoint();
@@ -87,7 +96,7 @@ async fn closed_connections_are_found_however_many_there_are() {
 #[tokio::test]
 async fn connection_closed_by_apiserver_is_not_counted_as_age() {
     let (counters, in_use) = (Arc::new(Counters::default()), Arc::new(()));
-    let idle = IdlePool::new(1, MAX_AGE, Drain::new());
+    let idle = idle_pool(1, Drain::new());
     let (near, far) = duplex(1024);
     let endpoint = endpoint();
     let connection = H1Connection::new(Box::new(near), endpoint);
@@ -108,7 +117,7 @@ async fn reused_connection_is_closed_when_its_request_is_abandoned() {
     const HALF: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nx";
     for second in [b"".as_slice(), HALF] {
         let drain = Drain::new();
-        let table = table(Arc::new(IdlePool::new(1, MAX_AGE, drain.clone())));
+        let table = table(Arc::new(idle_pool(1, drain.clone())));
         let (near, mut far) = duplex(1024);
         let connection = Connection::H1(H1Connection::new(Box::new(near), endpoint()));
         let mut found = table.add(1, connection, false);

@@ -23,7 +23,7 @@ const FEW_DESCRIPTORS: Conditions = Conditions {
     config: "",
     open_files: Some(256),
     memory: None,
-    balancer: false,
+    balancers: 0,
 };
 
 cases! {

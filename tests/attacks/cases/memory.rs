@@ -22,7 +22,7 @@ const SHIPPED: Conditions = Conditions {
     config: "",
     open_files: Some(16_000),
     memory: Some(512),
-    balancer: false,
+    balancers: 0,
 };
 /// The default number of connections follows from the memory; here it is the number that has to fit.
 const SMALL: Conditions = Conditions {

@@ -33,5 +33,5 @@ const SHORT: crate::stage::Conditions = crate::stage::Conditions {
     config: "timeouts: {handshake: 1s, requestHead: 1s}\n",
     open_files: None,
     memory: None,
-    balancer: false,
+    balancers: 0,
 };

@@ -36,6 +36,15 @@ impl Scrape {
     /// The value of a series, given without the common prefix. 0 if the series does not exist.
     pub(crate) fn get(&self, series: &str) -> f64 {
         let name = format!("kube_tls_proxy_{series}");
+        let mut families = self.text.lines().filter_map(|line| {
+            let of_type = line.strip_prefix("# TYPE ")?;
+            of_type.split(' ').next()
+        });
+        // A misspelt name would always be 0.
+        assert!(
+            families.any(|family| name.starts_with(family)),
+            "no metric {name}"
+        );
         self.series.get(&name).copied().unwrap_or_default()
     }
 

@@ -180,9 +180,9 @@ async fn change_that_needs_a_restart_is_logged_once() {
     let config = world.dir.write("often.yaml", "timeouts: {reload: 20ms}");
     let flags = ["--config", config.to_str().unwrap()];
     let binary = Binary::start(&world, upstream.address(), &flags).await;
-    let changed = "timeouts: {reload: 30ms}\nlimits: {uriBytes: 2KiB}";
+    let changed = "timeouts: {reload: 30ms}\nadmin: {listen: '127.0.0.1:0'}";
     std::fs::write(&config, changed).unwrap();
-    let line = r#"msg="changed settings need a restart" settings="limits, timeouts""#;
+    let line = r#"msg="changed settings need a restart" settings=admin"#;
     binary.wait_for_line(line).await;
     tokio::time::sleep(Duration::from_millis(400)).await;
     let lines = binary.stderr();

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use kube_tls_proxy::config::ClientCertificatesConfig;
+use kube_tls_proxy::{config::ClientCertificatesConfig, drain::Phase};
 use rustls::version;
 use standin::{
     client::{Client, Http1, Http2},
@@ -95,6 +95,19 @@ async fn expiry_ends_streams_and_tunnels_of_the_certificate() {
     );
 }
 
+#[tokio::test]
+async fn expiry_ends_streams_during_the_drain() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let mut proxy = cas.proxy(&world, &upstream).long_drain().start();
+    let jane = client(&proxy, short_lived(&cas));
+    let (_http2, mut open) = watch(&jane).await;
+    proxy.begin_shutdown();
+    proxy.wait_for_phase(Phase::Draining).await;
+    let ended = within("the end of the stream", open.body_mut().data()).await;
+    assert!(ended.is_none_or(|data| data.is_err()), "no more data comes");
+}
+
 /// A proxy with a revocation list without entries.
 fn revoking(world: &World, cas: &Authorities, upstream: &Upstream) -> Proxy {
     let list = cas.users.revocation_list(&[], in_a_day());
@@ -130,6 +143,10 @@ async fn revocation_ends_streams_of_that_certificate_only() {
     };
     let (jane, joe) = (numbered(7, "jane"), numbered(8, "joe"));
     let (_of_jane, mut revoked) = watch(&jane).await;
+    let mut over_http1 = jane.clone().alpn(&["http/1.1"]).http1().await;
+    let request = format!("GET /watch HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    over_http1.send(request).await;
+    assert_eq!(over_http1.head().await.unwrap().status, 200);
     let (of_joe, _kept) = watch(&joe).await;
     let (of_token, _also_kept) = watch(&proxy.client()).await;
 
@@ -139,10 +156,20 @@ async fn revocation_ends_streams_of_that_certificate_only() {
     proxy.reload();
     let ended = within("the end of the watch", revoked.body_mut().data()).await;
     assert!(ended.is_none_or(|data| data.is_err()), "no more data comes");
+    assert_closed(over_http1).await;
     assert_refused(&jane, "is revoked").await;
     for kept in [of_joe, of_token] {
         assert_eq!(kept.get("https://kube.test/ok").await.unwrap().text(), "ok");
     }
+    let requests = upstream.requests();
+    let of_joe = requests
+        .iter()
+        .filter(|request| request.lines("x-remote-user") == ["joe"]);
+    let connections: Vec<_> = of_joe.map(|request| request.connection).collect();
+    let [watch, after_reload] = connections[..] else {
+        panic!("{requests:?}");
+    };
+    assert_eq!(watch, after_reload, "the lease stays");
 }
 
 #[tokio::test]

@@ -243,6 +243,32 @@ async fn chain_that_is_too_long_ends_the_handshake() {
     assert_eq!(upstream.requests().len(), 1);
 }
 
+/// Certificates are no secret: anyone who has seen one can send it.
+#[tokio::test]
+async fn certificate_without_its_key_ends_the_handshake() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = apiserver(&world).start().await;
+    let proxy = cas.proxy(&world, &upstream).start();
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let stolen = cas.jane().with_wrong_key();
+        for (identity, is_served) in [(cas.jane(), true), (stolen, false)] {
+            let client = client(&proxy, identity).tls_versions(&[version]);
+            let tls = client.alpn(&["http/1.1"]).connect().await;
+            // With TLS 1.3 the client has finished before the proxy reads the signature.
+            let served = match tls {
+                Err(_) => false,
+                Ok(tls) => {
+                    let mut http1 = Http1::new(tls);
+                    let request = format!("GET /api HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+                    http1.try_send(request).await.is_ok() && http1.head().await.is_ok()
+                }
+            };
+            assert_eq!(served, is_served, "{version:?}");
+        }
+    }
+    assert_eq!(upstream.requests().len(), 2);
+}
+
 /// The rules look at who the proxy says that the client is. A certificate that does not count hides no token, and a
 /// token hides no certificate.
 #[tokio::test]

@@ -208,6 +208,32 @@ async fn revoked_certificate_is_401_without_token() {
     assert_never_mixed(&upstream);
 }
 
+#[tokio::test]
+async fn certificate_below_a_revoked_issuer_is_401() {
+    for is_revoked in [false, true] {
+        let (world, cas) = (World::new(), Authorities::new());
+        let upstream = apiserver(&world).start().await;
+        let under = cas.users.numbered_intermediate("intermediate", 9);
+        let revoked: &[u64] = if is_revoked { &[9] } else { &[7] };
+        let lists = [
+            cas.users.revocation_list(revoked, in_a_day()),
+            under.revocation_list(&[], in_a_day()),
+        ];
+        let section = with_list(&world, &cas, &lists.concat());
+        let proxy = cas
+            .proxy(&world, &upstream)
+            .cluster(|cluster| cluster.client_certificates = Some(section))
+            .start();
+        if is_revoked {
+            let jane = || under.client("jane", &[]);
+            assert_refused(&proxy, &upstream, jane, 401, "is revoked").await;
+        } else {
+            let jane = client(&proxy, under.client("jane", &[]));
+            assert_eq!(get(&jane, Protocol::Http2, HOST, &[]).await.code, 200);
+        }
+    }
+}
+
 /// A list of another CA with the same name says nothing, either.
 #[tokio::test]
 async fn list_that_is_old_or_of_another_ca_refuses_certificates() {

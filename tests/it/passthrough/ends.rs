@@ -7,7 +7,10 @@ use std::{
 
 use kube_tls_proxy::drain::Phase;
 use standin::within;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::timeout,
+};
 
 use super::{PASSED, RawApiserver, connect, hello, open, read, rest, setup};
 use crate::{
@@ -47,9 +50,7 @@ async fn client_that_does_not_read_stops_the_apiserver() {
     let (mut client, mut server) = open(&proxy, &direct).await;
     let block = vec![7; 64 << 10];
     let mut written = 0;
-    while let Ok(result) =
-        tokio::time::timeout(Duration::from_millis(700), server.write(&block)).await
-    {
+    while let Ok(result) = timeout(Duration::from_millis(700), server.write(&block)).await {
         written += result.unwrap();
         assert!(written < MUCH, "nothing stops the apiserver");
     }
@@ -82,6 +83,9 @@ async fn drain_gives_passed_connections_the_time_of_tunnels() {
     let (mut other, other_server) = open(&proxy, &direct).await;
     proxy.begin_shutdown();
     proxy.wait_for_phase(Phase::Draining).await;
+    // Longer than the time of requests, and the time in which their tasks end after it.
+    let ended = timeout(Duration::from_millis(500), client.read_u8()).await;
+    assert!(ended.is_err(), "the drain has closed it");
     client.write_all(b"still open").await.unwrap();
     assert_eq!(read(&mut server, 10).await, b"still open");
     drop((client, server));
@@ -182,6 +186,36 @@ async fn passed_connection_counts_for_the_limits_of_its_client() {
     drop((client, server));
     wait_for_numbers(proxy.admin(), &[("connections", 0.0)]).await;
     open(&proxy, &direct).await;
+}
+
+/// No client can resume a passed connection, so an idle one of the same client closes before it, and the oldest last.
+#[tokio::test]
+async fn passed_connections_make_room_last() {
+    let world = World::new();
+    let terminated = world.apiserver().start().await;
+    let direct = RawApiserver::start().await;
+    let proxy = setup(&world, terminated.address(), direct.address())
+        .limits(|limits| limits.connections = 4)
+        .start();
+    let mut passed = Vec::new();
+    for _ in 0..3 {
+        passed.push(open(&proxy, &direct).await);
+    }
+    let mut idle = proxy.client().http1().await;
+    assert_eq!(idle.get(HOST, "/version", "").await.status, 200);
+    let other = proxy.client().from([127, 0, 0, 3].into());
+    let mut first = other.http1().await;
+    assert_eq!(first.get(HOST, "/version", "").await.status, 200);
+    within("the end of the idle one", idle.end()).await.ok();
+    let mut second = other.http1().await;
+    assert_eq!(second.get(HOST, "/version", "").await.status, 200);
+    let (mut client, mut server) = passed.pop().unwrap();
+    assert_eq!(rest(&mut client).await, b"");
+    assert_eq!(rest(&mut server).await, b"");
+    for (client, server) in &mut passed {
+        client.write_all(b"still open").await.unwrap();
+        assert_eq!(read(server, 10).await, b"still open");
+    }
 }
 
 /// The proxy computes nothing for a handshake that the apiserver runs. Clients whose handshakes take all slots do not

@@ -201,32 +201,59 @@ async fn probes_verify_an_apiserver_only_with_a_ca() {
     assert!(foreign.requests().is_empty() && other_name.requests().is_empty());
 }
 
-/// With a CA the answer to a client does not make an endpoint healthy that probes cannot verify.
+/// A client may be the reason that there is no answer, so the proxy asks itself, and not only at the next interval.
 #[tokio::test]
-async fn answer_to_a_client_does_not_overrule_probes() {
+async fn endpoint_without_an_answer_is_probed_at_once() {
     let world = World::new();
     let terminated = world.apiserver().start().await;
-    let ca = world.dir.write("direct-ca.crt", world.cluster_ca.pem());
-    let foreign = Upstream::builder(Ca::new("foreign").server(&[PASSED]))
-        .start()
-        .await;
-    let mut setup = setup(&world, terminated.address(), foreign.address())
+    let closes = Peer::start(Behaviour::CloseInHandshake).await;
+    let mut setup = setup(&world, terminated.address(), closes.address())
         .timeouts(|timeouts| timeouts.probe_interval = Duration::from_secs(3600));
-    setup.config.clusters[1].trust = TrustSource::File(ca);
     setup.config.clusters.swap(0, 1);
     let proxy = setup.start();
-    proxy
-        .wait_for_health(foreign.address(), Health::Unhealthy)
-        .await;
-    // A failed endpoint cannot become healthy before this.
-    tokio::time::sleep(Duration::from_millis(1300)).await;
+    let connections = async |count| {
+        let reached = async {
+            while closes.connections() < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        within("a connection", reached).await;
+    };
+    // The first probe fails, so a second one follows soon, and a third one after an hour.
+    connections(2).await;
     let mut client = connect(&proxy).await;
     client.write_all(&hello(PASSED)).await.unwrap();
-    read(&mut client, 5).await;
-    drop(client);
-    within("the end", async {
+    assert_eq!(rest(&mut client).await, b"");
+    connections(4).await;
+}
+
+/// With a CA the answer to a client does not make an endpoint healthy that probes cannot verify. Without one it does.
+#[tokio::test]
+async fn answer_to_a_client_overrules_probes_only_without_a_ca() {
+    let world = World::new();
+    let terminated = world.apiserver().start().await;
+    let ca = TrustSource::File(world.dir.write("direct-ca.crt", world.cluster_ca.pem()));
+    let answer = b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec();
+    let http = Peer::start(Behaviour::Responds(answer)).await;
+    for (trust, health) in [
+        (ca, Health::Unhealthy),
+        (TrustSource::Clients, Health::Healthy),
+    ] {
+        let mut setup = setup(&world, terminated.address(), http.address())
+            .timeouts(|timeouts| timeouts.probe_interval = Duration::from_secs(3600));
+        setup.config.clusters[1].trust = trust;
+        setup.config.clusters.swap(0, 1);
+        let proxy = setup.start();
+        proxy
+            .wait_for_health(http.address(), Health::Unhealthy)
+            .await;
+        // A failed endpoint cannot become healthy before this.
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        let mut client = connect(&proxy).await;
+        client.write_all(&hello(PASSED)).await.unwrap();
+        read(&mut client, 5).await;
+        drop(client);
         wait_for_numbers(proxy.admin(), &[("connections", 0.0)]).await;
-    })
-    .await;
-    assert_eq!(proxy.health(foreign.address()).state, Health::Unhealthy);
+        assert_eq!(proxy.health(http.address()).state, health);
+    }
 }

@@ -90,6 +90,22 @@ async fn each_end_of_a_passed_connection_has_its_reason() {
 }
 
 #[tokio::test]
+async fn too_large_hello_is_logged_with_its_reason() {
+    let world = World::new();
+    let binary = start(&world, refused().await).await;
+    let mut client = TcpStream::connect(binary.address()).await.unwrap();
+    // A message of 17 KiB in two records, of which no byte matters.
+    let record = |length: u16| [&[22, 3, 1][..], &length.to_be_bytes()].concat();
+    let message = [&[1, 0, 0x44, 0], [0; 17 * 1024].as_slice()].concat();
+    let (first, second) = message.split_at(16_000);
+    let rest = u16::try_from(second.len()).unwrap();
+    let bytes = [&record(16_000), first, &record(rest), second].concat();
+    client.write_all(&bytes).await.unwrap();
+    let line = event(&binary, "downstream handshake failed").await;
+    assert_eq!(line["reason"], "hello_too_large", "{line}");
+}
+
+#[tokio::test]
 async fn failed_passthrough_is_logged_with_its_cause() {
     let world = World::new();
     let binary = start(&world, refused().await).await;

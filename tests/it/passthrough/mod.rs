@@ -289,4 +289,9 @@ async fn proxy_header_comes_before_the_passed_hello() {
         .await
         .ok();
     assert_eq!(received, b"");
+    let numbers = [
+        ("handshakes_total{result=\"proxy_header\"}", 1.0),
+        ("handshakes_total{result=\"passed\"}", 1.0),
+    ];
+    wait_for_numbers(proxy.admin(), &numbers).await;
 }

@@ -36,7 +36,19 @@ impl Ca {
     /// An intermediate CA signed by this CA. The chains of its leaves contain it.
     #[must_use]
     pub fn intermediate(&self, name: &str) -> Self {
-        let issuer = CertifiedIssuer::signed_by(ca_params(name), new_key(), &self.issuer)
+        self.signed(ca_params(name))
+    }
+
+    /// The same with this serial number, by which a revocation list names it.
+    #[must_use]
+    pub fn numbered_intermediate(&self, name: &str, number: u64) -> Self {
+        let mut params = ca_params(name);
+        params.serial_number = Some(number.into());
+        self.signed(params)
+    }
+
+    fn signed(&self, params: CertificateParams) -> Self {
+        let issuer = CertifiedIssuer::signed_by(params, new_key(), &self.issuer)
             .expect("an intermediate can be made");
         let mut below_root = vec![issuer.der().clone()];
         below_root.extend(self.below_root.iter().cloned());

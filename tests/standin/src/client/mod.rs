@@ -25,7 +25,7 @@ use std::{
 use rustls::{
     ClientConfig, RootCertStore, SignatureScheme, SupportedProtocolVersion,
     client::{ClientSessionStore, ResolvesClientCert, Resumption},
-    sign::CertifiedKey,
+    sign::{CertifiedKey, SingleCertAndKey},
 };
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject as _};
 use tokio::{
@@ -271,9 +271,13 @@ impl Client {
             .expect("aws-lc-rs speaks TLS 1.2 and 1.3")
             .with_root_certificates(self.roots.clone());
         let mut config = match &self.identity {
-            Some(identity) => builder
-                .with_client_auth_cert(identity.chain.clone(), identity.key())
-                .expect("the identity can be presented"),
+            // Not `with_client_auth_cert`, which refuses a certificate without its key.
+            Some(identity) => {
+                let key = provider().key_provider.load_private_key(identity.key());
+                let key = key.expect("a valid key");
+                let certified = CertifiedKey::new(identity.chain.clone(), key);
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified)))
+            }
             None => builder.with_no_client_auth(),
         };
         if let Some(requests) = &self.requests {
