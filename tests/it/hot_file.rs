@@ -67,6 +67,15 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         merge(&mut section, more);
         json!({ "clustersFrom": section })
     };
+    // Nothing listens at this directory.
+    let acme = |more: Value| {
+        let mut section = json!({
+            "domains": ["acme.test"], "directory": "https://127.0.0.1:1/dir", "store": file("store"),
+        });
+        merge(&mut section, more);
+        json!({ "acme": section })
+    };
+    let eab = || json!({"eab": {"kid": "key-1", "keyFile": file("eab.key")}});
     let limits = |value: Value| json!({ "limits": value });
     let timeouts = |key: &str, value: &str| json!({ "timeouts": { key: value } });
     vec![
@@ -107,6 +116,30 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
             CONNECTIONS,
             json!({"certificate": file("more.crt"), "key": file("more.key")}),
         ),
+        ("certificates[].acme.domains", CONNECTIONS, acme(json!({}))),
+        (
+            "certificates[].acme.email",
+            CONNECTIONS,
+            acme(json!({"email": "ops@example.com"})),
+        ),
+        (
+            "certificates[].acme.directory",
+            CONNECTIONS,
+            acme(json!({})),
+        ),
+        (
+            "certificates[].acme.directoryCa",
+            CONNECTIONS,
+            acme(json!({"directoryCa": ca})),
+        ),
+        ("certificates[].acme.eab.kid", CONNECTIONS, acme(eab())),
+        ("certificates[].acme.eab.keyFile", CONNECTIONS, acme(eab())),
+        (
+            "certificates[].acme.profile",
+            CONNECTIONS,
+            acme(json!({"profile": "shortlived"})),
+        ),
+        ("certificates[].acme.store", CONNECTIONS, acme(json!({}))),
         ("clusters[].name", REQUESTS, json!({"name": "renamed"})),
         (
             "clusters[].hosts",
