@@ -254,7 +254,7 @@ struct StreamTasks {
     connected: Arc<Connected>,
 }
 
-/// The streams of one connection. They wake nobody: [`Streams::idle`] looks when the time may be up, so that a request
+/// The streams of one connection. They wake no task: [`Streams::idle`] looks when the time may be up, so that a request
 /// costs no timer.
 #[derive(Debug)]
 struct Streams(Mutex<StreamCounts>);
