@@ -232,10 +232,16 @@ pub(super) async fn verified_stream(
 ) -> Result<TlsStream<ReadAhead>, UpstreamError> {
     // Counted before TCP connects, so that dials at the same time spread over the endpoints.
     let counted = endpoint.count();
+    let begun = Instant::now();
     let tcp = tcp_connect(endpoint.address(), &context.timeouts).await?;
+    let connected = Instant::now();
+    let times = endpoint.connect_times();
+    times.tcp.observe(connected.duration_since(begun));
     let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
     let handshake = tls_handshake(stream, &cluster.tls.name, config, endpoint.address());
-    context.dial_turns.run(handshake).await
+    let secured = context.dial_turns.run(handshake).await?;
+    times.tls.observe(connected.elapsed());
+    Ok(secured)
 }
 
 pub(super) async fn tcp_connect(
