@@ -15,6 +15,7 @@ use std::{
 use rustls::{CertificateError, ClientConfig, Error, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
@@ -362,6 +363,11 @@ impl TcpConnected {
             deadline,
             tcp,
         })
+    }
+
+    /// Sends bytes that the server reads before TLS. A failure shows in the handshake.
+    pub(crate) async fn send_first(&mut self, bytes: &[u8]) {
+        self.tcp.write_all(bytes).await.ok();
     }
 
     /// Runs the TLS handshake and verifies the certificate.
