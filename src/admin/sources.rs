@@ -137,6 +137,11 @@ impl Sources {
                     labels.clone(),
                     f64::from(u8::from(is_healthy)),
                 );
+                let times = &endpoint.connect_times;
+                for (step, times) in [("tcp", &times.tcp), ("tls", &times.tls)] {
+                    let labels = [labels.clone(), vec![("step", step.into())]].concat();
+                    times.expose(&metrics::ENDPOINT_CONNECT, labels, to);
+                }
                 endpoint
                     .time_to_headers
                     .expose(&metrics::ENDPOINT_TIME_TO_HEADERS, labels, to);

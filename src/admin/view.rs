@@ -18,7 +18,9 @@ use super::{
 use crate::{
     activity::{Activity, LongLived, MAX_RECENT, RecentError, StreamGroup, StreamInfo},
     drain::Phase,
-    metrics::{ClusterCounters, CodeClass},
+    metrics::{ClusterCounters, CodeClass, quantile},
+    pki::{CertSummary, RevocationLists},
+    reload::ClientMaterial,
     upstream::{Cluster, Health},
 };
 
@@ -31,7 +33,7 @@ pub(super) struct View {
     now: f64,
     started: f64,
     phase: &'static str,
-    /// `ready`, `problems` (ready, with problems) or `not_ready`.
+    /// `ready`, `problems` (ready, with problems), `outage` (ready, but no apiserver can be reached) or `not_ready`.
     state: &'static str,
     problems: Vec<String>,
     checks: Vec<HealthCheck>,
@@ -91,6 +93,30 @@ struct ClusterView {
     denied_requests: u64,
     trusted: Vec<TrustedView>,
     endpoints: Vec<EndpointView>,
+    /// `null`: the cluster asks for no client certificates.
+    client_certificates: Option<ClientCertificatesView>,
+}
+
+/// The certificates of a cluster that authenticates users by theirs.
+#[derive(Debug, Serialize)]
+struct ClientCertificatesView {
+    /// `null`: the proxy names users with a token that may impersonate them.
+    front_proxy: Option<TrustedView>,
+    /// The CAs that issue the certificates of users.
+    users: Vec<TrustedView>,
+    /// `null`: nothing is checked for revocation.
+    revocation_lists: Option<Vec<RevocationListView>>,
+}
+
+#[derive(Debug, Serialize)]
+struct RevocationListView {
+    issuer: String,
+    /// `current`, `outdated`, or `missing` for a CA of users without a list. Only while it is current, the certificates of
+    /// its CA count.
+    state: &'static str,
+    /// `null`: it is missing.
+    next_update: Option<f64>,
+    revoked: usize,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,6 +135,9 @@ struct EndpointView {
     /// Time to headers in seconds in the last minute; `null` without a response.
     p50: Option<f64>,
     p99: Option<f64>,
+    /// How long connections took to open, in seconds since the address is known; `null` without a connection.
+    tcp_p50: Option<f64>,
+    tls_p50: Option<f64>,
     why: Option<String>,
 }
 
@@ -119,6 +148,8 @@ struct ClientView {
     /// In the last minute.
     requests_per_second: f64,
     connections: usize,
+    /// Responses with the status 401, since the proxy knows the client.
+    unauthorized: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -176,11 +207,10 @@ impl View {
         });
         let clusters = report.clusters.iter().zip(&report.material.clusters).map(
             |(cluster, (config, trust))| {
-                let trusted = trust.summaries().iter().map(|ca| TrustedView {
-                    subject: ca.subject.clone(),
-                    not_after: unix_seconds(ca.not_after),
-                    expires_soon: ca.expires_soon(now),
-                });
+                let trusted = trust.summaries().iter();
+                let trusted = trusted.map(|ca| TrustedView::new(ca, now));
+                let mut clients = report.material.clients();
+                let clients = clients.find(|(owner, _)| owner.name == config.name);
                 let (requests, counters) = (
                     minute.requests(cluster.name()),
                     sum.cluster(cluster.label()),
@@ -200,11 +230,14 @@ impl View {
                     denied_requests: counters.denied.sum(),
                     trusted: trusted.collect(),
                     endpoints: endpoints(sources, cluster, &minute),
+                    client_certificates: clients
+                        .map(|(_, clients)| ClientCertificatesView::new(clients, now)),
                 }
             },
         );
         let (clusters, certificates) = (clusters.collect(), certificates.collect());
         let readyz = health::readyz(sources, now, false);
+        let has_apiserver = health::readyz(sources, now, true).passed();
         let connections = sum.connections.get();
         let problems = problems::problems(sources, &report, &minute, connections, now);
         let (handshakes, failed_handshakes) = minute.handshakes();
@@ -222,10 +255,12 @@ impl View {
                 Phase::Announced => "stopping",
                 Phase::Draining => "draining",
             },
-            state: match (readyz.passed(), problems.is_empty()) {
-                (false, _) => "not_ready",
-                (true, false) => "problems",
-                (true, true) => "ready",
+            // Another instance would not help, so the proxy stays ready in an outage. But nothing works.
+            state: match (readyz.passed(), has_apiserver, problems.is_empty()) {
+                (false, _, _) => "not_ready",
+                (true, false, _) => "outage",
+                (true, true, false) => "problems",
+                (true, true, true) => "ready",
             },
             problems,
             checks: readyz.checks,
@@ -261,6 +296,55 @@ impl View {
             recent_errors: recent_errors(sources, activities().flat_map(Activity::recent_errors)),
         }
     }
+}
+
+impl TrustedView {
+    fn new(certificate: &CertSummary, now: SystemTime) -> Self {
+        Self {
+            subject: certificate.subject.clone(),
+            not_after: unix_seconds(certificate.not_after),
+            expires_soon: certificate.expires_soon(now),
+        }
+    }
+}
+
+impl ClientCertificatesView {
+    fn new(clients: &ClientMaterial, now: SystemTime) -> Self {
+        let cas = clients.ca.anchors().summaries();
+        let front_proxy = clients.naming.front_proxy();
+        Self {
+            front_proxy: front_proxy.map(|identity| TrustedView::new(identity.summary(), now)),
+            users: cas.iter().map(|ca| TrustedView::new(ca, now)).collect(),
+            revocation_lists: clients.ca.revoked().map(|lists| lists_of(cas, lists, now)),
+        }
+    }
+}
+
+/// The revocation lists, and the CAs that have none.
+fn lists_of(
+    cas: &[CertSummary],
+    lists: &RevocationLists,
+    now: SystemTime,
+) -> Vec<RevocationListView> {
+    let found = lists.summaries();
+    let present = found.iter().map(|list| RevocationListView {
+        issuer: list.issuer.clone(),
+        state: match list.next_update < now {
+            true => "outdated",
+            false => "current",
+        },
+        next_update: Some(unix_seconds(list.next_update)),
+        revoked: list.revoked,
+    });
+    let has_list = |ca: &&CertSummary| found.iter().any(|list| list.issuer == ca.subject);
+    let without = cas.iter().filter(|ca| !has_list(ca));
+    let missing = without.map(|ca| RevocationListView {
+        issuer: ca.subject.clone(),
+        state: "missing",
+        next_update: None,
+        revoked: 0,
+    });
+    present.chain(missing).collect()
 }
 
 /// The tunnels, the oldest first, and the other streams, the largest row first. The rows of several workers are joined.
@@ -376,6 +460,7 @@ fn busy_clients(sources: &Sources, minute: &LastMinute) -> Vec<ClientView> {
             client: client.to_string(),
             requests_per_second,
             connections: sources.clients.connections(client),
+            unauthorized: sources.clients.unauthorized(client),
         });
     each.collect()
 }
@@ -395,6 +480,8 @@ fn endpoints(sources: &Sources, cluster: &Cluster, minute: &LastMinute) -> Vec<E
             connections: endpoint.connections,
             p50,
             p99,
+            tcp_p50: quantile(&endpoint.connect_times.tcp.counts(), 0.5),
+            tls_p50: quantile(&endpoint.connect_times.tls.counts(), 0.5),
             why: endpoint.why,
         }
     });

@@ -22,7 +22,8 @@ use crate::{
     hosts::UpstreamAddr,
     pki::CertSummary,
     text::error_chain,
-    upstream::{Offer, TcpConnected, UpstreamError},
+    tls_error::ChainError,
+    upstream::{Offer, TcpConnected, UpstreamError, VerifyError},
 };
 
 /// The result of dialling one address.
@@ -41,7 +42,20 @@ struct NegotiatedTls {
 /// The step that failed, and how.
 struct FailedStep {
     step: Check,
+    /// Whether clients of other kinds accept what this check cannot.
+    is_warning: bool,
     message: Message,
+}
+
+impl FailedStep {
+    fn new(step: Check, message: Message) -> Self {
+        let is_warning = false;
+        Self {
+            step,
+            is_warning,
+            message,
+        }
+    }
 }
 
 impl DialAttempt {
@@ -78,6 +92,10 @@ pub(super) async fn check(
     let record_failures = |recorder: &mut Recorder<'_>, step| {
         for failure in attempts.iter().filter_map(DialAttempt::failure) {
             if failure.step == step {
+                let outcome = match failure.is_warning {
+                    true => CheckOutcome::Warning,
+                    false => outcome,
+                };
                 recorder.record(step, outcome, failure.message.clone());
             }
         }
@@ -162,35 +180,47 @@ async fn resolve(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
 async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, FailedStep> {
     let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
         .await
-        .map_err(|error| FailedStep {
-            step: Check::Tcp,
-            message: messages::tcp(target, address, &error),
-        })?;
+        .map_err(|error| FailedStep::new(Check::Tcp, messages::tcp(target, address, &error)))?;
     match reached.secure(&target.tls, Offer::Http2).await {
         Ok(verified) => Ok(NegotiatedTls {
             version: verified.version,
             is_http2: verified.is_http2,
             certificate: verified.certificate,
         }),
-        Err(error @ UpstreamError::Verify { .. }) => Err(FailedStep {
+        Err(error) if is_trusted_ca(target, &error) => Err(FailedStep {
             step: Check::Verify,
-            message: messages::verify(target, address, &error),
+            is_warning: true,
+            message: messages::self_signed_ca(&format!("the certificate of {address}")),
         }),
-        Err(error) if expects_proxy_header(target, address, &error).await => Err(FailedStep {
-            step: Check::Tls,
-            message: messages::proxy_header_is_missing(address),
-        }),
+        Err(error @ UpstreamError::Verify { .. }) => Err(FailedStep::new(
+            Check::Verify,
+            messages::verify(target, address, &error),
+        )),
+        Err(error) if expects_proxy_header(target, address, &error).await => Err(FailedStep::new(
+            Check::Tls,
+            messages::proxy_header_is_missing(address),
+        )),
         Err(error) => {
             let spoken = match messages::is_not_tls(&error) {
                 true => Spoken::ask(address).await,
                 false => Spoken::Other,
             };
-            Err(FailedStep {
-                step: Check::Tls,
-                message: messages::tls(target, address, &error, spoken),
-            })
+            Err(FailedStep::new(
+                Check::Tls,
+                messages::tls(target, address, &error, spoken),
+            ))
         }
     }
+}
+
+/// Whether the certificate is itself one of those that the clients trust, and says that it is a CA. Go accepts that as the
+/// certificate of a server, rustls does not.
+fn is_trusted_ca(target: &CheckTarget, error: &UpstreamError) -> bool {
+    let failure = error.verify_error();
+    failure
+        .filter(|failure| failure.refused().cause == ChainError::CaForServer)
+        .and_then(VerifyError::presented)
+        .is_some_and(|leaf| target.anchors.iter().any(|ca| ca.sha256 == leaf.sha256))
 }
 
 /// Whether the server closes connections that begin without a PROXY header, and serves one with it.
@@ -204,10 +234,9 @@ async fn expects_proxy_header(
     }
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(PROXY_UNKNOWN).await?;
         // The proxy responds to plain HTTP without TLS, so that no handshake is needed to see it.
-        stream
-            .write_all(b"PROXY UNKNOWN\r\nGET / HTTP/1.0\r\n\r\n")
-            .await?;
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await?;
         let mut first = [0; 5];
         stream.read_exact(&mut first).await?;
         io::Result::Ok(first)
@@ -280,6 +309,8 @@ fn record_verified(target: &CheckTarget, negotiated: &NegotiatedTls, recorder: &
     }
 }
 
+/// The PROXY header of a balancer that names no client.
+pub(super) const PROXY_UNKNOWN: &[u8] = b"PROXY UNKNOWN\r\n";
 /// Addresses to check. A cluster rarely has more, and each dial may take `timeouts.upstreamConnect`.
 const MAX_ADDRESSES: usize = 8;
 /// How long a server that speaks first may take.
@@ -312,6 +343,7 @@ mod tests {
             prefix: String::new(),
             authority: "kube.test".into(),
             trusted: "the CA".into(),
+            anchors: Vec::new(),
             url: "the URL".into(),
             timeouts: Timeouts::default(),
         };

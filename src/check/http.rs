@@ -96,6 +96,31 @@ impl CheckClient<'_> {
         response.buffer(self.plan.response_timeout).await
     }
 
+    /// Whether the proxy passes connections for this host on, so that the server is the apiserver itself. It then presents the
+    /// certificate of an apiserver, and serves any host; the proxy refuses a request for a host that it does not know. One
+    /// of the two is not enough: nginx replaces the host. An apiserver answers `path` with a `Status`.
+    pub(super) async fn is_passed_on(&self, path: &str) -> bool {
+        let dialled = TcpConnected::dial(self.endpoint, &self.target.timeouts).await;
+        let Ok(reached) = dialled else {
+            return false;
+        };
+        let verified = reached.secure(&self.target.tls, Offer::Http1).await;
+        let leaf = verified.ok().and_then(|verified| verified.certificate);
+        if !leaf.is_some_and(|leaf| leaf.sans.iter().any(|name| name == NAME_OF_APISERVER)) {
+            return false;
+        }
+        let target = CheckTarget {
+            authority: UNKNOWN_HOST.to_owned(),
+            ..self.target.clone()
+        };
+        let client = CheckClient {
+            target: &target,
+            ..*self
+        };
+        let response = client.get(path, Offer::Http1, HeaderMap::new()).await;
+        response.is_ok_and(|response| matches!(response.responder(), Responder::Apiserver(_)))
+    }
+
     /// Sends a JSON document and reads the response.
     pub(super) async fn post(
         &self,
@@ -303,6 +328,10 @@ impl BufferedResponse {
     }
 }
 
+/// The certificate of every apiserver has it, for the pods of its cluster.
+const NAME_OF_APISERVER: &str = "kubernetes.default.svc";
+/// No cluster can have it, because the domain never exists (RFC 6761 §6.4).
+const UNKNOWN_HOST: &str = "kube-tls-proxy-check.invalid";
 /// A check reads only a sentence or two of a body.
 const MAX_BODY: usize = 64 * 1024;
 /// The `reason` of the `Status` of that response.

@@ -13,11 +13,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Check, Message, Plan, Recorder, acme};
+use super::{Check, Message, Plan, Recorder, acme, dial::PROXY_UNKNOWN, messages};
 use crate::{
     admin::Admin,
     app::AppError,
-    config::{ClusterConfig, Config, Timeouts, TrustSource},
+    config::{Admission, ClusterConfig, Config, ListenConfig, Timeouts, TrustSource},
     hosts::UpstreamAddr,
     listen_error::{ListenError, ListenFlag},
     listener::{self, PortSharing},
@@ -85,7 +85,7 @@ pub(super) async fn check(
     }
     if !plan.offline {
         for entry in &config.listen {
-            check_port(entry.address, config, &identities, recorder).await;
+            check_port(entry, config, &identities, recorder).await;
         }
         if let Some(address) = config.admin {
             check_admin_port(address, config, recorder).await;
@@ -289,6 +289,12 @@ fn check_acceptance(
             },
             file,
         ) => {
+            let anchors = plan.client_trust.as_ref().map(|(_, anchors)| anchors);
+            let own = &identity.summary().sha256;
+            if anchors.is_some_and(|anchors| anchors.summaries().iter().any(|ca| ca.sha256 == *own))
+            {
+                return recorder.warning(Check::Trust, messages::self_signed_ca("the certificate"));
+            }
             let message = Message::new(
                 match file {
                     Some(file) => format!("the certificate is self-signed and not in {file}"),
@@ -384,11 +390,12 @@ fn check_hosts(
 
 /// Checks that the port is free, or that the running proxy has it.
 async fn check_port(
-    address: SocketAddr,
+    entry: &ListenConfig,
     config: &Config,
     identities: &[Identity],
     recorder: &mut Recorder<'_>,
 ) {
+    let address = entry.address;
     let sharing = PortSharing::new(config.reuse_port);
     let error = match listener::claim(address, sharing) {
         Ok(_free) if address.port() == 0 => {
@@ -399,7 +406,13 @@ async fn check_port(
         Err(error) => error,
     };
     if error.kind() == io::ErrorKind::AddrInUse {
-        if presents(address, identities, &config.timeouts).await {
+        if !entry.peers.serves(dial_address(address).ip()) {
+            let reason = format!(
+                "{address} is in use, perhaps by the proxy itself; `allow` and `deny` of this address keep this machine out, so check cannot ask it"
+            );
+            return recorder.skipped(&[Check::Listen], &reason);
+        }
+        if presents(entry, identities, &config.timeouts).await {
             let text = format!(
                 "{address} is in use by the running proxy: the certificate that it presents is one of this configuration"
             );
@@ -461,17 +474,22 @@ fn dial_address(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Whether the server at `address` presents one of these certificates.
-async fn presents(address: SocketAddr, identities: &[Identity], timeouts: &Timeouts) -> bool {
-    let address = UpstreamAddr(dial_address(address));
+/// Whether the server at this address presents one of these certificates.
+async fn presents(entry: &ListenConfig, identities: &[Identity], timeouts: &Timeouts) -> bool {
+    let address = UpstreamAddr(dial_address(entry.address));
+    // A connection to an address of this machine comes from the same address.
+    let is_balancer = entry.peers.judge(address.0.ip()) == Admission::Balancer;
     for identity in identities {
         let name = identity.example_name();
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(reached) = TcpConnected::dial(address, timeouts).await else {
+        let Ok(mut reached) = TcpConnected::dial(address, timeouts).await else {
             return false;
         };
+        if is_balancer {
+            reached.send_first(PROXY_UNKNOWN).await;
+        }
         // Verification fails for a private CA, but the error holds the certificate that was presented.
         let presented = match reached.secure(&tls, Offer::Http1).await {
             Ok(verified) => verified.certificate.map(|leaf| leaf.sha256),

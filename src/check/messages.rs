@@ -105,6 +105,16 @@ pub(super) fn proxy_header_is_missing(address: SocketAddr) -> Message {
     )
 }
 
+/// A certificate that signed itself and says that it is a CA, among those that clients trust.
+pub(super) fn self_signed_ca(certificate: &str) -> Message {
+    Message::new(
+        format!(
+            "{certificate} is self-signed and says that it is a CA (CA:TRUE): kubectl accepts it, clients with rustls (such as kube-rs, and this check) do not"
+        ),
+        "use a certificate from a CA, or issue this one again with CA:FALSE",
+    )
+}
+
 fn rustls_error(error: &io::Error) -> Option<&Error> {
     error.get_ref()?.downcast_ref()
 }

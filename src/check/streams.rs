@@ -50,6 +50,12 @@ async fn upgrade_to_proxy(client: CheckClient<'_>, recorder: &mut Recorder<'_>) 
                     );
                     return false;
                 }
+                Responder::Apiserver(_) if client.is_passed_on(EXEC).await => {
+                    let text =
+                        "the proxy passes connections for this host on, with every upgrade in them";
+                    recorder.ok(Check::Upgrade, text);
+                    return true;
+                }
                 // Without the field it is a plain request, which the proxy has forwarded.
                 Responder::Proxy(_) | Responder::Apiserver(_) => {
                     WITHOUT_UPGRADE.replace("NAME", "proxy")

@@ -7,7 +7,7 @@ use rustls::client::VerifierBuilderError;
 use super::Through;
 use crate::{
     config::{ClusterConfig, Config, Timeouts, TrustSource, authority},
-    pki::{ClientIdentity, TrustAnchors, public_roots},
+    pki::{CertSummary, ClientIdentity, TrustAnchors, public_roots},
     quote,
     upstream::ClientTls,
 };
@@ -36,6 +36,8 @@ pub(super) struct CheckTarget {
     pub(super) authority: String,
     /// Names the trust anchors in messages.
     pub(super) trusted: String,
+    /// The certificates that clients of the proxy trust instead of the public CAs.
+    pub(super) anchors: Vec<CertSummary>,
     /// Where the operator wrote host and port.
     pub(super) url: String,
     pub(super) timeouts: Timeouts,
@@ -61,6 +63,7 @@ impl CheckTarget {
                 TrustSource::Inline { origin, .. } => format!("the CA of {origin}"),
                 TrustSource::Clients => "a CA that only clients know".to_owned(),
             },
+            anchors: Vec::new(),
             url: cluster.url_place.clone(),
             timeouts: config.timeouts.clone(),
             host,
@@ -91,6 +94,8 @@ impl CheckTarget {
             prefix: through.prefix.clone(),
             authority: authority(&through.host, through.port),
             trusted,
+            anchors: client_trust
+                .map_or_else(Vec::new, |(_, anchors)| anchors.summaries().to_vec()),
             url: place.to_owned(),
             timeouts: Timeouts::default(),
         })

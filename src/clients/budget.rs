@@ -64,6 +64,8 @@ struct Refusals {
     accepted: Vec<CredentialHash>,
     /// 401s that came before the requests were checked. The next credential that is refused pays for them.
     unattributed: u32,
+    /// All 401s, for the status page.
+    unauthorized: u64,
     keep_until: Instant,
 }
 
@@ -283,6 +285,7 @@ impl ClientBudget {
                 refused: Vec::new(),
                 accepted: Vec::new(),
                 unattributed: 0,
+                unauthorized: 0,
                 keep_until: now,
             }),
         }
@@ -392,6 +395,7 @@ impl ClientBudget {
         refusals.keep_until = now + sizes.credential.fill_interval;
         // A request without a credential guesses none, so its 403 takes no token here.
         if status == StatusCode::UNAUTHORIZED {
+            refusals.unauthorized = refusals.unauthorized.saturating_add(1);
             refusals.all.take(&sizes.all, now).ok();
             refusals.unattributed = refusals.unattributed.saturating_add(1);
         }
@@ -408,6 +412,9 @@ impl ClientBudget {
         let now = Instant::now();
         let mut refusals = self.refusals();
         if is_refused(status, !credential.is_anonymous) {
+            if status == StatusCode::UNAUTHORIZED {
+                refusals.unauthorized = refusals.unauthorized.saturating_add(1);
+            }
             if connection.has_accepted(credential.hash) {
                 connection.accepted.store(0, Ordering::Relaxed);
             }
@@ -426,6 +433,11 @@ impl ClientBudget {
                 .store(credential.hash.0, Ordering::Relaxed);
             refusals.accept(credential);
         }
+    }
+
+    /// How many responses were 401.
+    pub(super) fn unauthorized(&self) -> u64 {
+        self.refusals().unauthorized
     }
 
     fn refusals(&self) -> MutexGuard<'_, Refusals> {

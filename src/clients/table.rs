@@ -250,6 +250,14 @@ impl ClientTable {
         self.lock().size(client)
     }
 
+    /// How many responses to this client were 401, since it is known.
+    #[must_use]
+    pub fn unauthorized(&self, client: ClientPrefix) -> u64 {
+        let occupancy = self.lock();
+        let known = occupancy.clients.get(&client);
+        known.map_or(0, |places| places.client.budget.unauthorized())
+    }
+
     /// Asks connections of the largest client to end that have been idle for a while, because memory is short.
     pub fn close_idle(&self) {
         self.lock().close_idle(CLOSED_WHEN_SHORT);

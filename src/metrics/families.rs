@@ -126,6 +126,9 @@ families! {
     ENDPOINT_TIME_TO_HEADERS = Histogram "kube_tls_proxy_endpoint_time_to_headers_seconds"
         ["cluster": CLUSTERS, "endpoint": "address and port"]
         "Time from the head of the request to the head of the response, by the endpoint that sent it. Tunnels are left out.";
+    ENDPOINT_CONNECT = Histogram "kube_tls_proxy_endpoint_connect_seconds"
+        ["cluster": CLUSTERS, "endpoint": "address and port", "step": "`tcp`, or the handshake after it: `tls`"]
+        "How long connections to the endpoint took to open, also those of health checks. One that failed is left out.";
     CERTIFICATE_NOT_AFTER = Gauge "kube_tls_proxy_certificate_not_after_timestamp_seconds"
         ["name": "the first name of the certificate"]
         "Expiry of the certificate that clients see, in Unix time.";

@@ -246,7 +246,7 @@ pub enum PkiFileError {
     )]
     NotForClients,
     #[error(
-        "revocation list {position} of the file {problem}; give the complete list of the CA, such as `openssl ca -gencrl` writes it"
+        "revocation list {position} of the file {problem}; give the complete list of the CA, such as `openssl ca -gencrl` writes it with `crl_extensions` in its configuration"
     )]
     UnusableList {
         position: usize,

@@ -35,7 +35,7 @@ pub use identity::Identity;
 pub(crate) use identity::uncovered_hosts;
 pub use public::{Acceptance, public_roots};
 pub use refusal::RefusedChain;
-pub use revocation::RevocationLists;
+pub use revocation::{ListSummary, RevocationLists};
 pub use subject::{CertificateSubject, SubjectError};
 pub use summary::{CertSummary, Fingerprint, TimeLeft, UnreadableCertificate, UtcDate};
 pub use token::TokenFile;

@@ -12,7 +12,7 @@ use super::{
     UtcDate,
     error::{PkiError, PkiFileError},
     pem,
-    summary::{AnySerial, sha256},
+    summary::{AnySerial, sha256, text_of},
 };
 use crate::config::read_file;
 
@@ -20,9 +20,19 @@ use crate::config::read_file;
 #[derive(Debug)]
 pub struct RevocationLists {
     lists: Vec<CertRevocationList<'static>>,
-    valid_until: SystemTime,
-    revoked: usize,
+    summaries: Vec<ListSummary>,
     sha256: String,
+}
+
+/// What a status page says of one list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListSummary {
+    /// The CA that has signed it.
+    pub issuer: String,
+    /// When it is out of date.
+    pub next_update: SystemTime,
+    /// How many certificates are revoked.
+    pub revoked: usize,
 }
 
 impl RevocationLists {
@@ -43,8 +53,7 @@ impl RevocationLists {
     fn parse(text: &[u8]) -> Result<Self, PkiFileError> {
         let mut parsed = Self {
             lists: Vec::new(),
-            valid_until: SystemTime::UNIX_EPOCH,
-            revoked: 0,
+            summaries: Vec::new(),
             sha256: sha256(text),
         };
         for (index, der) in pem::revocation_lists(text)?.into_iter().enumerate() {
@@ -60,13 +69,11 @@ impl RevocationLists {
                 .next_update
                 .ok_or_else(|| unusable("has no date of the next update"))?
                 .to_system_time();
-            let revoked = fields.revoked_certificates.map_or(0, |all| all.len());
-            parsed.revoked = parsed.revoked.saturating_add(revoked);
-            parsed.valid_until = if parsed.lists.is_empty() {
-                next
-            } else {
-                parsed.valid_until.min(next)
-            };
+            parsed.summaries.push(ListSummary {
+                issuer: text_of(&fields.issuer),
+                next_update: next,
+                revoked: fields.revoked_certificates.map_or(0, |all| all.len()),
+            });
             parsed.lists.push(CertRevocationList::Owned(list));
         }
         Ok(parsed)
@@ -80,13 +87,21 @@ impl RevocationLists {
     /// When the first list is out of date.
     #[must_use]
     pub fn valid_until(&self) -> SystemTime {
-        self.valid_until
+        let dates = self.summaries.iter().map(|list| list.next_update);
+        // Loading has checked that there is a list.
+        dates.min().unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    /// Issuer, date and size of each list.
+    #[must_use]
+    pub fn summaries(&self) -> &[ListSummary] {
+        &self.summaries
     }
 
     /// How many certificates are revoked.
     #[must_use]
     pub fn revoked(&self) -> usize {
-        self.revoked
+        self.summaries.iter().map(|list| list.revoked).sum()
     }
 
     /// Whether both come from the same text.
@@ -97,10 +112,10 @@ impl RevocationLists {
     /// A sentence about lists that are out of date; `None` if they are not.
     #[must_use]
     pub fn problem(&self, now: SystemTime) -> Option<String> {
-        (self.valid_until < now).then(|| {
+        (self.valid_until() < now).then(|| {
             format!(
                 "the revocation list is out of date since {}, so client certificates are refused; write the current list of the CA to the file",
-                UtcDate(self.valid_until)
+                UtcDate(self.valid_until())
             )
         })
     }
@@ -121,7 +136,8 @@ fn problem_of(error: &webpki::Error) -> &'static str {
     }
 }
 
-const DAMAGED: &str = "is damaged";
+// Without extensions openssl writes version 1, which webpki cannot tell from damage.
+const DAMAGED: &str = "is damaged, or not of version 2";
 
 #[cfg(test)]
 mod tests {
@@ -181,6 +197,10 @@ mod tests {
                 "revocation list 1 of the file is damaged",
             ),
             (list.replace("-----END X509 CRL-----", ""), "is damaged"),
+            (
+                VERSION_1.to_owned(),
+                "is damaged, or not of version 2; give the complete list of the CA, such as `openssl ca -gencrl` writes it with `crl_extensions`",
+            ),
         ] {
             let error = load(&text).unwrap_err();
             assert!(
@@ -189,4 +209,13 @@ mod tests {
             );
         }
     }
+
+    /// A list of `openssl ca -gencrl` without `crl_extensions`.
+    const VERSION_1: &str = "-----BEGIN X509 CRL-----
+MIGTMDwwCgYIKoZIzj0EAwIwEDEOMAwGA1UEAwwFdXNlcnMXDTI2MTEzMDIyMzgy
+MloXDTI2MTIzMDIyMzgyMlowCgYIKoZIzj0EAwIDRwAwRAIgCUbQHP1mkD7zDiYP
+gdSI41KOYfrzF7HzuDLVvUVvS5UCIDRDnXdHaauEj13yWXPiwEaOHiFwHUx3YC/J
+PAW5k43E
+-----END X509 CRL-----
+";
 }

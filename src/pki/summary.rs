@@ -82,8 +82,8 @@ impl CertSummary {
             Ok(None) | Err(_) => true,
         };
         Ok(Self {
-            subject: escape(&tbs.subject().to_string(), MAX_NAME_CHARS).to_string(),
-            issuer: escape(&tbs.issuer().to_string(), MAX_NAME_CHARS).to_string(),
+            subject: text_of(tbs.subject()),
+            issuer: text_of(tbs.issuer()),
             sans,
             not_before: tbs.validity().not_before.to_system_time(),
             not_after: tbs.validity().not_after.to_system_time(),
@@ -122,6 +122,11 @@ impl CertSummary {
     pub fn time_left(&self, now: SystemTime) -> TimeLeft {
         TimeLeft(self.not_after.duration_since(now).unwrap_or_default())
     }
+}
+
+/// A name of a certificate, safe for logs and terminals.
+pub(super) fn text_of(name: &impl fmt::Display) -> String {
+    escape(&name.to_string(), MAX_NAME_CHARS).to_string()
 }
 
 impl fmt::Display for CertSummary {

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     activity::{EndUser, LongLived, StreamInfo},
     ending::{EndReason, Ending},
+    hosts::UpstreamAddr,
     metrics::{
         ClusterLabel, ClusterSlot, Connected, OpenStream, Protocol, RequestRecord, Resource,
         TunnelEnd, Verb,
@@ -365,11 +366,18 @@ impl AccessLog {
                 client.address = %peers.client,
                 network.peer.address = peers.network_peer.map(display),
                 http.request.id = %self.facts.id,
+                upstream.address = self.upstream().map(display),
                 error = %error_chain(error),
                 suppressed_lines = Some(suppressed).filter(|lines| *lines > 0),
                 "response aborted"
             );
         }
+    }
+
+    /// The apiserver that sends the response; `None` also if no line of the request will need it.
+    fn upstream(&self) -> Option<UpstreamAddr> {
+        let origin = self.fields.as_ref()?.upstream?;
+        Some(origin.endpoint)
     }
 
     /// Counts and logs the error, to which the proxy itself responds. If this client has filled its share of the log,

@@ -9,7 +9,7 @@ use super::{
 use crate::{
     clients::Throttled,
     ending::{EndReason, Ending},
-    hosts::PeerAddr,
+    hosts::{PeerAddr, UpstreamAddr},
     metrics::{ClusterSlot, Connected, ErrorReason, Limit},
     text::error_chain,
     upstream::{NamingError, UploadError, UpstreamError},
@@ -44,6 +44,18 @@ impl Error {
     #[must_use]
     pub fn label(&self) -> &'static str {
         self.reason().label()
+    }
+
+    /// The address of the apiserver that failed, if it was one.
+    pub(super) fn endpoint(&self) -> Option<UpstreamAddr> {
+        match self {
+            Self::Upstream(error) => error.endpoint(),
+            Self::Rejected(_)
+            | Self::Denied(_)
+            | Self::UnexpectedProtocol
+            | Self::RedirectedUpgrade
+            | Self::Naming(_) => None,
+        }
     }
 
     /// Who is the reason that the request failed, and why.
@@ -118,6 +130,7 @@ pub(super) fn record(
                 http.request.method = facts.map(|facts| display(facts.method())),
                 url.path = facts.map(|facts| display(facts.path())),
                 k8s.verb = facts.and_then(RequestFacts::verb),
+                upstream.address = error.endpoint().map(display),
                 "error.type" = error.label(),
                 error = cause(error),
                 suppressed_lines = suppressed,

@@ -3,7 +3,7 @@
 //!
 //! client-go hands the warnings of every response to its handler, but the apiserver cannot know that a proxy has
 //! ended a TLS connection, and says only `Unauthorized` of an expired token. Only a 401, or a 403 to a request
-//! without a credential, gets a warning. Body and status stay those of the apiserver.
+//! without a credential, gets a warning. Body and status stay as they are. A 401 of the proxy itself gets one too.
 
 use std::time::{Duration, SystemTime};
 
@@ -68,18 +68,30 @@ pub(super) fn explain<B>(
     }
 }
 
-/// Adds a hint if the proxy refuses a credential itself, in place of the apiserver: kubectl does not print the message
-/// of a 401.
+/// Adds the reason to a 401 of the proxy itself: kubectl does not print the message of a 401.
 pub(super) fn add_to_own<B>(response: &mut Response<B>, error: &Error) {
-    if let Error::Rejected(Rejection::Throttled(Throttled::Refused(StatusCode::UNAUTHORIZED))) =
-        error
-    {
-        append(response, REFUSED_TOO_OFTEN);
+    if response.status() != StatusCode::UNAUTHORIZED {
+        return;
+    }
+    match error {
+        Error::Rejected(Rejection::Throttled(Throttled::Refused(_))) => {
+            append(response, REFUSED_TOO_OFTEN);
+        }
+        Error::Rejected(Rejection::Certificate(refusal)) => {
+            append(response, &format!("the client certificate {refusal}"));
+        }
+        Error::Denied(denial) => append(response, &denial.message()),
+        Error::Rejected(_)
+        | Error::Upstream(_)
+        | Error::UnexpectedProtocol
+        | Error::RedirectedUpgrade
+        | Error::Naming(_) => {}
     }
 }
 
-/// `text` must need no escape in a quoted string (RFC 9110 §5.6.4).
+/// Adds a warning. `text` may have parts of the request, so no character of it may end the quoted string.
 pub(super) fn append<B>(response: &mut Response<B>, text: &str) {
+    let text = text.replace(['"', '\\'], "'");
     if let Ok(warning) = HeaderValue::try_from(format!("299 kube-tls-proxy \"{text}\"")) {
         response.headers_mut().append(header::WARNING, warning);
     }

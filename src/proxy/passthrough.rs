@@ -181,6 +181,7 @@ impl PassthroughLog {
                 client.address = %self.connected.client(),
                 network.peer.address = self.connected.network_peer().map(display),
                 tls.client.server_name = &*self.server_name,
+                upstream.address = error.endpoint().map(display),
                 "error.type" = error.label(),
                 error = error::cause(error),
                 suppressed_lines = Some(lines).filter(|lines| *lines > 0),

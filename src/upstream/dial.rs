@@ -15,6 +15,7 @@ use std::{
 use rustls::{CertificateError, ClientConfig, Error, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::{
+    io::AsyncWriteExt as _,
     net::TcpStream,
     time::{Instant, timeout, timeout_at},
 };
@@ -230,10 +231,16 @@ pub(super) async fn verified_stream(
     // Counted before TCP connects, so that dials at the same time spread over the endpoints.
     let counted = endpoint.count();
     let settings = context.settings.load_full();
+    let begun = Instant::now();
     let tcp = tcp_connect(endpoint.address(), &settings.timeouts).await?;
+    let connected = Instant::now();
+    let times = endpoint.connect_times();
+    times.tcp.observe(connected.duration_since(begun));
     let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
     let handshake = tls_handshake(stream, &cluster.tls.name, config, endpoint.address());
-    context.dial_turns.run(handshake).await
+    let secured = context.dial_turns.run(handshake).await?;
+    times.tls.observe(connected.elapsed());
+    Ok(secured)
 }
 
 pub(super) async fn tcp_connect(
@@ -354,6 +361,11 @@ impl TcpConnected {
             deadline,
             tcp,
         })
+    }
+
+    /// Sends bytes that the server reads before TLS. A failure shows in the handshake.
+    pub(crate) async fn send_first(&mut self, bytes: &[u8]) {
+        self.tcp.write_all(bytes).await.ok();
     }
 
     /// Runs the TLS handshake and verifies the certificate.

@@ -306,6 +306,29 @@ impl UpstreamError {
         }
     }
 
+    /// The address of the apiserver that failed, if it was one.
+    #[must_use]
+    pub fn endpoint(&self) -> Option<UpstreamAddr> {
+        match self {
+            Self::Connect { endpoint, .. }
+            | Self::ConnectTimeout { endpoint }
+            | Self::Verify { endpoint, .. }
+            | Self::Handshake { endpoint, .. }
+            | Self::Unsent { endpoint, .. }
+            | Self::Refused { endpoint, .. }
+            | Self::Lost { endpoint, .. }
+            | Self::HeadTooLarge { endpoint, .. }
+            | Self::Malformed { endpoint, .. }
+            | Self::Protocol { endpoint, .. } => Some(*endpoint),
+            Self::Shared(error) => error.endpoint(),
+            Self::NoEndpoint { .. }
+            | Self::TooManyConnections { .. }
+            | Self::NoSocket
+            | Self::Upload { .. }
+            | Self::UnsolicitedUpgrade => None,
+        }
+    }
+
     /// Why a request has no response, although it was sent.
     pub(super) fn no_response(endpoint: UpstreamAddr, source: HttpError) -> Self {
         match source {

@@ -33,7 +33,7 @@ pub use crate::http1::{MessageError, Upgraded};
 use crate::metrics::ClusterLabel;
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
-pub use endpoint::{EndpointHealth, Endpoints, Health};
+pub use endpoint::{ConnectTimes, EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use front_proxy::FrontProxy;
 pub(crate) use http2_body::UnreadBody;

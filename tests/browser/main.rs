@@ -26,8 +26,8 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use http::{Request, Response};
-use kube_tls_proxy::config::LoggedUser;
-use standin::{client::Http2, upstream::api};
+use kube_tls_proxy::config::{ClientCertificatesConfig, IdentityFiles, LoggedUser, NamingConfig};
+use standin::{client::Http2, pki::Ca, upstream::api};
 
 use chromium::Chromium;
 use proxy::{HOST, World};
@@ -89,6 +89,8 @@ async fn page_updates_itself_and_shows_faults() {
         .wait_until("document.title.startsWith('Ready')")
         .await;
     browser.wait_for_text("names", "kube.test").await;
+    let hidden = "document.getElementById('client-certificates-section').hidden";
+    assert_eq!(browser.evaluate(hidden).await, true);
     browser.wait_for_text("upstreams", "healthy since").await;
     browser
         .wait_until("document.getElementById('watches').textContent === '0'")
@@ -157,13 +159,13 @@ async fn page_updates_itself_and_shows_faults() {
     {}
     browser.wait_for_text("upstreams", "unhealthy since").await;
     browser
-        .wait_until("document.getElementById('state').textContent === 'Ready, with problems'")
+        .wait_until("document.getElementById('state').textContent === 'Ready, but no apiserver can be reached'")
         .await;
     browser
         .wait_for_text("problems", "test: no apiserver is healthy")
         .await;
     browser.wait_for_text("errors", "connect").await;
-    assert_eq!(browser.evaluate(icon).await, "wait");
+    assert_eq!(browser.evaluate(icon).await, "bad");
     assert!(browser.complaints.is_empty(), "{:?}", browser.complaints);
 
     // The page shows that the proxy is gone.
@@ -291,6 +293,23 @@ async fn exec(proxy: &proxy::Proxy) -> impl Sized + use<> {
     exec
 }
 
+/// Two CAs of users, of which one has a revocation list.
+fn client_certificates(world: &World) -> ClientCertificatesConfig {
+    let (users, contractors) = (Ca::new("users"), Ca::new("contractors"));
+    let identity = Ca::new("front-proxy-ca").client("front-proxy", &[]);
+    let (certificate, key) = identity.write(&world.dir, "front-proxy");
+    let next_update = SystemTime::now() + Duration::from_secs(24 * 60 * 60);
+    let list = users.revocation_list(&[7, 8], next_update);
+    ClientCertificatesConfig {
+        ca: world
+            .dir
+            .write("users.crt", users.pem() + &contractors.pem()),
+        crl: Some(world.dir.write("users.crl", list)),
+        naming: NamingConfig::FrontProxy(IdentityFiles { certificate, key }),
+        allow_system: false,
+    }
+}
+
 /// Writes a picture, to look at.
 fn save(name: &str, picture: &[u8]) {
     assert!(picture.starts_with(b"\x89PNG"));
@@ -310,6 +329,9 @@ async fn page_can_be_drawn_with_all_parts() {
     let expires = SystemTime::now() + Duration::from_secs(61 * 24 * 60 * 60 + 3600);
     let certificate = world.public_ca.leaf(&[HOST]).valid_until(expires).build();
     let setup = world.proxy_as(upstream.address(), &certificate);
+    let setup = setup.cluster(|cluster| {
+        cluster.client_certificates = Some(client_certificates(&world));
+    });
     let proxy = setup.admin().start();
     let client = proxy.client().http2().await;
     let mut open_watches = Vec::new();
@@ -350,8 +372,21 @@ async fn page_can_be_drawn_with_all_parts() {
         }
         tokio::time::sleep(Duration::from_millis(120)).await;
     }
+    for text in [
+        "front-proxy certificate",
+        "CN=users",
+        "2 certificates revoked",
+        "missing: certificates of this CA are refused",
+    ] {
+        browser.wait_for_text("client-certificates", text).await;
+    }
+    browser.wait_for_text("upstreams", "TLS in").await;
     for (width, scheme) in LOOKS {
         browser.look(width, scheme).await;
+        let overflow = browser
+            .evaluate("document.documentElement.scrollWidth")
+            .await;
+        assert!(overflow.as_u64().unwrap() <= u64::from(width), "{overflow}");
         let picture = browser.picture().await;
         save(&format!("status-{width}-{scheme}.png"), &picture);
         if for_readme && (width, scheme) == (1280, "light") {

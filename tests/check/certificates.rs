@@ -1,8 +1,11 @@
 //! Certificates of the proxy and of the apiserver with one thing wrong.
 
+use std::path::Path;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
 use standin::{pki::Identity, tcp::refused};
 
-use crate::world::{APISERVER, HOST, RunResult, World, check};
+use crate::world::{APISERVER, HOST, RunResult, World, check, flags, path};
 
 /// Checks a proxy with this certificate; `trust_test_ca` trusts the CA of the test instead of the public CAs.
 async fn check_proxy(world: &World, identity: &Identity, trust_test_ca: bool) -> RunResult {
@@ -232,6 +235,32 @@ async fn private_ca_is_a_warning() {
             "the certificate is self-signed, so only clients that trust it itself accept it",
             "use a certificate from a CA",
         );
+}
+
+/// `openssl req -x509` makes such a certificate. kubectl accepts it if it trusts the certificate itself.
+#[tokio::test]
+async fn trusted_self_signed_ca_is_a_warning_on_both_sides() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let mut params = CertificateParams::new(vec![HOST.to_owned(), "localhost".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let serve = world.flags(upstream.address());
+    let key = KeyPair::generate().unwrap();
+    let own = params.self_signed(&key).unwrap().pem();
+    let own = world.dir.write("public.crt", own);
+    world.dir.write("public.key", key.serialize_pem());
+    let serving = world.serve(&serve).await;
+    let url = format!("https://localhost:{}", serving.address.port());
+    let trust = |file: &Path| flags(&[("--through-ca", path(file)), ("--through", &url)]);
+    let text = "is self-signed and says that it is a CA (CA:TRUE): kubectl accepts it";
+    let result = check(&[serve, trust(&own)].concat(), &[]).await;
+    for check in ["trust", "verify"] {
+        result.assert_finding(0, '!', check, text, "use a certificate from a CA");
+    }
+    // A certificate that no client trusts is a fault.
+    let result = check(&trust(&world.public_ca_file()), &[]).await;
+    let text = "is a CA certificate, and those are not for servers";
+    result.assert_finding(1, '✗', "verify", text, "(CA:FALSE)");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use standin::kubernetes::Kubernetes;
 
-use crate::world::{HOST, World, check, path};
+use crate::world::{HOST, World, check, flags, path};
 
 #[tokio::test]
 async fn healthy_setup_has_one_line_per_check_and_exit_code_0() {
@@ -177,6 +177,43 @@ async fn port_of_running_proxy_passes() {
             listen.message.contains("is in use by the running proxy"),
             "{listen:?}"
         );
+    }
+}
+
+/// Such a proxy closes connections without a PROXY header, and those of clients that it does not serve.
+#[tokio::test]
+async fn running_proxy_with_lists_of_addresses_is_recognized() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    let of_flags = world.flags(upstream.address());
+    let start = |listen: &str| {
+        let file = world
+            .dir
+            .write("listen.yaml", format!("listen: [{listen}]"));
+        let mut flags = flags(&[("--config", path(&file))]);
+        flags.extend_from_slice(&of_flags[2..]);
+        flags
+    };
+    let balancer = "proxyProtocol: {from: [127.0.0.1]}";
+    let others = "allow: [192.0.2.1]";
+    for (keys, mark, text) in [
+        (balancer, '✓', "is in use by the running proxy"),
+        (others, '–', "keep this machine out, so check cannot ask it"),
+        (
+            &format!("{balancer}, {others}"),
+            '–',
+            "keep this machine out, so check cannot ask it",
+        ),
+    ] {
+        let serving = world
+            .serve(&start(&format!("{{address: '127.0.0.1:0', {keys}}}")))
+            .await;
+        let flags = start(&format!("{{address: '{}', {keys}}}", serving.address));
+        let result = check(&[flags, world.clients_trust()].concat(), &[]).await;
+        assert_eq!(result.code, 0, "{keys} {}", result.stdout);
+        let listen = &result.of("listen")[0];
+        assert_eq!(listen.mark, mark, "{keys} {listen:?}");
+        assert!(listen.message.contains(text), "{keys} {listen:?}");
     }
 }
 

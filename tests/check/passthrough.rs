@@ -118,3 +118,30 @@ async fn unreachable_apiserver_of_passthrough_fails() {
     assert!(found.contains("refuses connections"), "{found}");
     assert_eq!(result.code, 1);
 }
+
+/// No `config` says that the host is passed on. The apiserver has no response that only the proxy gives.
+#[tokio::test]
+async fn through_a_passthrough_host_upgrades_are_no_fault() {
+    let world = World::new();
+    let names = ["kubernetes", "kubernetes.default.svc"];
+    let upstream = world.apiserver_as(world.cluster_ca.server(&names));
+    let upstream = upstream.start().await;
+    let config = config(&world, upstream.address(), "");
+    let serving = world.serve(&config).await;
+    let (url, ca) = (
+        "https://kubernetes",
+        world.dir.path().join("cluster-ca.crt"),
+    );
+    let address = serving.address.to_string();
+    let through = [
+        ("--through", url),
+        ("--connect-to", &*address),
+        ("--through-ca", path(&ca)),
+    ];
+    let result = check(&flags(&through), &[]).await;
+    assert_eq!(result.code, 0, "{}", result.stdout);
+    let upgrade = &result.of("upgrade")[0];
+    assert_eq!(upgrade.mark, '✓', "{upgrade:?}");
+    let text = "the proxy passes connections for this host on";
+    assert!(upgrade.message.starts_with(text), "{upgrade:?}");
+}

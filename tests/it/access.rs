@@ -220,6 +220,11 @@ async fn denial_is_a_status_that_kubectl_prints() {
             .get("www-authenticate")
             .map(|value| value.to_str().unwrap());
         assert_eq!(challenge, (code == 401).then_some("Bearer"));
+        // kubectl prints the message of a 403, but not of a 401.
+        let warning = fields.get("warning").map(|value| value.to_str().unwrap());
+        let text = message.trim_start_matches("kube-tls-proxy: ");
+        let expected = (code == 401).then(|| format!("299 kube-tls-proxy \"{text}\""));
+        assert_eq!(warning, expected.as_deref());
     }
     // client-go returns the body of discovery unread.
     let response = http2

@@ -125,7 +125,8 @@
   const rate = (number) => count(number, number < 10 ? 1 : 0);
 
   const PHASES = { stopping: "Stopping: new clients are still accepted", draining: "Draining: open requests and tunnels finish" };
-  const KINDS_OF_STATE = { ready: ["good", "Ready"], problems: ["wait", "Ready, with problems"], not_ready: ["bad", "Not ready"] };
+  const KINDS_OF_STATE = { ready: ["good", "Ready"], problems: ["wait", "Ready, with problems"],
+    outage: ["bad", "Ready, but no apiserver can be reached"], not_ready: ["bad", "Not ready"] };
   function state(facts) {
     const failed = facts.checks.filter((check) => check.failure !== null);
     const [kind, words] = facts.phase === "serving" ? KINDS_OF_STATE[facts.state] : ["wait", PHASES[facts.phase]];
@@ -172,6 +173,29 @@
       make("b", "", leaf.names.join(", ")), make("div", "", daysLeft(leaf), make("span", "quiet", ` · issued by ${leaf.issuer}`)))));
   }
 
+  /** What the certificates of users depend on, per cluster. */
+  function client_certificates(facts) {
+    const clusters = facts.clusters.filter((cluster) => cluster.client_certificates !== null);
+    at("client-certificates-section").hidden = clusters.length === 0;
+    const row = (cluster, what, ...state) => make("li", "",
+      make("div", "", facts.clusters.length === 1 ? null : make("b", "", cluster.name), facts.clusters.length === 1 ? what : ` · ${what}`), make("div", "", ...state));
+    const known = (cluster, what, certificate) => row(cluster, what, daysLeft(certificate), make("span", "quiet", ` · ${certificate.subject}`));
+    show("client-certificates", clusters.map(({ name, client_certificates: all }) => [name, all]), () => clusters.flatMap((cluster) => {
+      const { front_proxy, users, revocation_lists: lists } = cluster.client_certificates;
+      const naming = front_proxy ? known(cluster, "front-proxy certificate", front_proxy)
+        : row(cluster, "impersonation", make("span", "quiet", "with a token; no front-proxy certificate"));
+      return [naming, ...users.map((ca) => known(cluster, "CA of users", ca)),
+        ...(lists === null ? [row(cluster, "revocation list", make("span", "quiet", "none: revocation is not checked"))]
+          : lists.map((list) => row(cluster, "revocation list", listState(list), make("span", "quiet",
+            ` · ${list.issuer}${list.state === "missing" ? "" : ` · ${many(list.revoked, "certificate", "certificates")} revoked`}`))))];
+    }));
+  }
+  function listState({ state, next_update: unix }) {
+    if (state === "missing") return make("span", "bad", "missing: certificates of this CA are refused");
+    return state === "current" ? make("span", "good", `current until ${new Date(unix * 1000).toLocaleString()}`)
+      : make("span", "bad", "out of date ", since(unix, "since ", ""), ": certificates of this CA are refused");
+  }
+
   const STATES = { healthy: ["good", "healthy since "], unhealthy: ["bad", "unhealthy since "], unknown: ["wait", "unknown since "] };
   function upstreams(facts) {
     show("upstreams", facts.clusters, () => facts.clusters.map((cluster) => make("div", "cluster",
@@ -187,10 +211,10 @@
     )));
   }
   const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];
-  function endpoint({ address, state, since: from, connections, p50, p99, why }) {
+  function endpoint({ address, state, since: from, connections, p50, p99, tcp_p50: tcp, tls_p50: tls, why }) {
     const [kind, words] = STATES[state];
     const open = many(connections, "connection", "connections");
-    const times = p50 === null ? "" : ` · p50 ${duration(p50)}, p99 ${duration(p99)}`;
+    const times = (p50 === null ? "" : ` · p50 ${duration(p50)}, p99 ${duration(p99)}`) + (tls === null ? "" : ` · connects in ${duration(tcp)}, TLS in ${duration(tls)}`);
     return make("li", "", make("code", "", address), " ", make("span", kind, since(from, words, "")),
       make("span", "quiet", ` · ${open}${times}`), why ? make("div", "quiet", why) : null);
   }
@@ -198,8 +222,9 @@
   function clients(facts) {
     const failed = facts.failed_handshakes_per_second;
     set("handshakes", `TLS handshakes: ${rate(facts.handshakes_per_second)} per second${failed ? `, of which ${rate(failed)} fail: see "downstream handshake failed" in the log for clients and reasons` : ""}`);
-    show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, requests_per_second: requests, connections }) => make("li", "",
-      make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${many(connections, "connection", "connections")}`)))
+    show("clients", facts.clients, () => facts.clients.length ? facts.clients.map(({ client, requests_per_second: requests, connections, unauthorized }) => make("li", "",
+      make("code", "", client), make("span", "quiet", ` · ${rate(requests)} requests per second · ${many(connections, "connection", "connections")}`),
+      ...(unauthorized ? [" · ", make("span", "wait", `${many(unauthorized, "response", "responses")} with 401`)] : [])))
       : [make("li", "quiet", "No clients are connected.")]);
   }
 
@@ -247,7 +272,7 @@
       const facts = await response.json();
       heard = Date.now();
       ahead = heard / 1000 - facts.now;
-      for (const part of [state, names, upstreams, clients, open, reload, errors, draw]) part(facts);
+      for (const part of [state, names, client_certificates, upstreams, clients, open, reload, errors, draw]) part(facts);
       document.querySelectorAll("time").forEach(tell);
       at("silent").hidden = true;
       document.body.dataset.turns = Number(document.body.dataset.turns || 0) + 1;

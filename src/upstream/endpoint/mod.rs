@@ -66,11 +66,22 @@ pub struct EndpointHealth {
     pub connections: usize,
     /// The time to headers of the requests that it answered.
     pub time_to_headers: Arc<Histogram>,
+    /// How long its connections took to open.
+    pub connect_times: Arc<ConnectTimes>,
     /// The last error, with its causes and addresses, as a fragment for people. `None` once healthy.
     pub why: Option<String>,
     /// Whether the last error says that the apiserver is down or cannot be reached, and not that this proxy must not
     /// use what it reached.
     pub is_down: bool,
+}
+
+/// How long connections to an endpoint took to open, of all workers: a dial is rare.
+#[derive(Debug, Default)]
+pub struct ConnectTimes {
+    /// TCP.
+    pub tcp: Histogram,
+    /// The TLS handshake after it, with the wait for its turns.
+    pub tls: Histogram,
 }
 
 /// Whether an endpoint works.
@@ -380,6 +391,7 @@ pub(super) struct Endpoint {
     ejected: AtomicBool,
     record: Mutex<HealthRecord>,
     time_to_headers: PerWorker<Histogram>,
+    connect_times: Arc<ConnectTimes>,
 }
 
 #[derive(Debug)]
@@ -416,12 +428,17 @@ impl Endpoint {
                 failed_dials: FailedDials::default(),
             }),
             time_to_headers: PerWorker::default(),
+            connect_times: Arc::default(),
         }
     }
 
     /// The time to headers of the requests of this worker.
     pub(super) fn time_to_headers(&self, worker: usize) -> Arc<Histogram> {
         self.time_to_headers.of(worker)
+    }
+
+    pub(super) fn connect_times(&self) -> &ConnectTimes {
+        &self.connect_times
     }
 
     pub(super) fn address(&self) -> UpstreamAddr {
@@ -499,6 +516,7 @@ impl Endpoint {
             since: record.since,
             connections: self.connections(),
             time_to_headers: Arc::new(self.time_to_headers.sum()),
+            connect_times: Arc::clone(&self.connect_times),
             why: record.why.clone(),
             is_down: record.is_down,
         })

@@ -1,11 +1,11 @@
 //! Which events count, and with which labels.
 
-use std::future::pending;
+use std::{future::pending, time::Duration};
 
 use http::Request;
 use kube_tls_proxy::{
     config::{AcmeConfig, CertificateSource},
-    metrics::{FAMILIES, MetricKind},
+    metrics::{FAMILIES, MetricKind, quantile},
 };
 use standin::tcp;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
@@ -165,7 +165,7 @@ async fn handshakes_and_limits_are_counted() {
             limits.connections = 2;
             limits.streams_per_connection = 2;
         })
-        .timeouts(|timeouts| timeouts.handshake = std::time::Duration::from_millis(200))
+        .timeouts(|timeouts| timeouts.handshake = Duration::from_millis(200))
         .start();
     let admin = proxy.admin();
     let silent = TcpStream::connect(proxy.address()).await.unwrap();
@@ -223,7 +223,7 @@ async fn exposition_matches_the_metrics_reference() {
     // With client certificates, access rules and ACME, whose families other proxies leave out.
     let cas = Authorities::new();
     let mut section = cas.section(&world);
-    let in_an_hour = std::time::SystemTime::now() + std::time::Duration::from_secs(3600);
+    let in_an_hour = std::time::SystemTime::now() + Duration::from_secs(3600);
     let list = cas.users.revocation_list(&[7], in_an_hour);
     section.crl = Some(world.dir.write("users.crl", list));
     let proxy = world.proxy(upstream.address()).admin();
@@ -389,4 +389,39 @@ async fn time_to_headers_counts_for_the_endpoint_that_answered() {
         }
         wait_for_numbers(proxy.admin(), &[(&series, count + 1.0)]).await;
     }
+}
+
+/// A request on a connection that is open costs no measurement, and a failed one gives none.
+#[tokio::test]
+async fn time_to_connect_counts_once_for_each_connection() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let mut setup = world.proxy(upstream.address()).admin();
+    setup.config.timeouts.probe_interval = Duration::ZERO;
+    let refused = tcp::refused().await;
+    let proxy = setup
+        .second_cluster("staging", "staging.test", refused)
+        .start();
+    let client = proxy.client().http2().await;
+    for host in ["kube.test", "kube.test", "staging.test"] {
+        let url = format!("https://{host}/version");
+        client.get(&url).await.unwrap();
+    }
+    let count = |cluster, endpoint, step| {
+        format!(
+            "endpoint_connect_seconds_count{{cluster=\"{cluster}\",endpoint=\"{endpoint}\",step=\"{step}\"}}"
+        )
+    };
+    let counts = ["tcp", "tls"].map(|step| {
+        let of_test = count("test", upstream.address(), step);
+        [(of_test, 1.0), (count("staging", refused, step), 0.0)]
+    });
+    let counts = counts.as_flattened().iter();
+    let counts: Vec<_> = counts
+        .map(|(series, count)| (series.as_str(), *count))
+        .collect();
+    wait_for_numbers(proxy.admin(), &counts).await;
+    let endpoint = proxy.health(upstream.address()).connect_times;
+    let tls = quantile(&endpoint.tls.counts(), 0.5);
+    assert!(tls.unwrap() > 0.0 && tls.unwrap() < 60.0, "{tls:?}");
 }

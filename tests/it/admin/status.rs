@@ -1,7 +1,9 @@
 //! The status page and its data: open streams, errors, and no secret.
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::Value;
-use standin::tcp;
+use standin::{pki::Ca, tcp};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -9,6 +11,7 @@ use tokio::{
 
 use super::{api, get, wait_for_numbers};
 use crate::{
+    certificates::Authorities,
     proxy::{HOST, World},
     upgrades::WEBSOCKET,
 };
@@ -159,7 +162,7 @@ async fn wait_for_status(
             return status;
         }
         assert!(tokio::time::Instant::now() < deadline, "{what}: {status:#}");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -244,6 +247,80 @@ async fn ready_proxy_names_the_cluster_that_is_down() {
     assert_eq!(get(admin, "/readyz").await.status, 200);
 }
 
+/// The proxy stays ready, because no other instance reaches the apiserver either. But an operator has to see it.
+#[tokio::test]
+async fn outage_of_all_apiservers_is_a_state_of_its_own() {
+    let world = World::new();
+    let setup = world.proxy(tcp::refused().await).admin();
+    let refused = tcp::refused().await;
+    let proxy = setup
+        .second_cluster("staging", "staging.test", refused)
+        .start();
+    let client = proxy.client().http2().await;
+    for host in ["kube.test", "staging.test"] {
+        let response = client
+            .get(&format!("https://{host}/api/v1/pods"))
+            .await
+            .unwrap();
+        assert_eq!(response.status, 503);
+    }
+    assert_eq!(status(proxy.admin()).await["state"], "outage");
+    assert_eq!(get(proxy.admin(), "/readyz").await.status, 200);
+}
+
+#[tokio::test]
+async fn status_lists_what_client_certificates_depend_on() {
+    let world = World::new();
+    let upstream = world.apiserver().http(api).start().await;
+    let plain = world.proxy(upstream.address()).admin().start();
+    let plain = status(plain.admin()).await;
+    assert_eq!(plain["clusters"][0]["client_certificates"], Value::Null);
+
+    let cas = Authorities::new();
+    let mut section = cas.section(&world);
+    let (old, without) = (Ca::new("old"), Ca::new("without"));
+    let all = [cas.users.pem(), old.pem(), without.pem()].concat();
+    section.ca = world.dir.write("all.crt", all);
+    let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+    let lists = [
+        cas.users.revocation_list(&[7, 8], now + hour),
+        old.revocation_list(&[], now - hour),
+    ];
+    section.crl = Some(world.dir.write("all.crl", lists.concat()));
+    let setup = world.proxy(upstream.address()).admin();
+    let setup = setup.cluster(|cluster| cluster.client_certificates = Some(section));
+    let proxy = setup.start();
+    let status = status(proxy.admin()).await;
+    let found = &status["clusters"][0]["client_certificates"];
+    assert_eq!(found["front_proxy"]["subject"], "CN=front-proxy");
+    let days = (found["front_proxy"]["not_after"].as_f64().unwrap()
+        - status["now"].as_f64().unwrap())
+        / 86_400.0;
+    assert!(days > 1.0, "{found}");
+    let users = found["users"].as_array().unwrap().iter();
+    let users: Vec<_> = users.map(|ca| ca["subject"].as_str().unwrap()).collect();
+    assert_eq!(users, ["CN=users", "CN=old", "CN=without"]);
+    let lists = found["revocation_lists"].as_array().unwrap().iter();
+    let lists: Vec<_> = lists
+        .map(|list| {
+            let text = |field: &str| list[field].as_str().unwrap();
+            let has_date = list["next_update"].is_f64();
+            (
+                text("issuer"),
+                text("state"),
+                list["revoked"].as_u64().unwrap(),
+                has_date,
+            )
+        })
+        .collect();
+    let expected = [
+        ("CN=users", "current", 2, true),
+        ("CN=old", "outdated", 0, true),
+        ("CN=without", "missing", 0, false),
+    ];
+    assert_eq!(lists, expected);
+}
+
 #[tokio::test]
 async fn burst_of_401_is_a_problem_and_in_the_charts() {
     let world = World::new();
@@ -275,6 +352,14 @@ async fn burst_of_401_is_a_problem_and_in_the_charts() {
             .unwrap()
             > 1.0
     );
+    // Without those of the proxy itself.
+    let client = &status["clients"][0];
+    assert_eq!(client["client"], "127.0.0.1");
+    let answered = upstream.requests();
+    let answered = answered
+        .iter()
+        .filter(|request| request.target == "/api/v1/secrets");
+    assert_eq!(client["unauthorized"], answered.count(), "{client}");
     let times = status["clusters"][0]["endpoints"][0]["p99"].as_f64();
     assert!(times.unwrap() > 0.0);
 }

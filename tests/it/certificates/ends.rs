@@ -36,6 +36,9 @@ async fn assert_refused(client: &Client, reason: &str) {
         let refused = get(client, protocol, HOST, &[]).await;
         let message = refused.assert_status(401, "Unauthorized");
         assert!(message.contains(reason), "{message}");
+        // kubectl does not print the message of a 401.
+        let warnings = refused.lines("warning");
+        assert!(warnings[0].contains(reason), "{warnings:?}");
     }
 }
 

@@ -88,7 +88,8 @@ async fn request_id_is_kept_or_made_and_passed_on() {
 #[tokio::test]
 async fn own_response_and_both_lines_have_the_same_id() {
     let world = World::new();
-    let binary = start(&world, tcp::refused().await, "debug").await;
+    let endpoint = tcp::refused().await;
+    let binary = start(&world, endpoint, "debug").await;
     let path = "/api/v1/namespaces/default/pods";
     let mut client = binary.client(&world).http1().await;
     let response = client.get(HOST, path, "").await;
@@ -107,6 +108,8 @@ async fn own_response_and_both_lines_have_the_same_id() {
             assert_eq!(line[field], value, "{field} of {line}");
         }
     }
+    let line = event(&binary, "request failed", path).await;
+    assert_eq!(line["upstream.address"], endpoint.to_string());
     let line = event(&binary, "request", path).await;
     assert_eq!(line["ended_by"], "apiserver");
     assert_eq!(line["reason"], "no_connection");
