@@ -184,7 +184,7 @@ pub(super) async fn serve(
     let serving = poll_fn(|cx| match batcher.drive(Pin::new(&mut connection), cx) {
         // h2 accepts new streams until the client has acknowledged the GOAWAY, which it may never do.
         Poll::Pending if streams.begun() > last_stream => Poll::Ready(None),
-        ended => ended.map(Some),
+        ended @ (Poll::Ready(_) | Poll::Pending) => ended.map(Some),
     });
     tokio::select! {
         ended = serving => {
