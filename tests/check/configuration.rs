@@ -4,7 +4,7 @@ use std::net::TcpListener;
 
 use standin::tcp::refused;
 
-use crate::world::{World, check, command, flags, path, run};
+use crate::world::{PrintedFinding, World, check, command, flags, path, run};
 
 #[tokio::test]
 async fn invalid_yaml_fails_with_exit_code_2() {
@@ -290,6 +290,29 @@ async fn warnings_of_the_configuration_are_findings() {
         "tunnels get 8s",
         "raise timeouts.drainTunnels",
     );
+}
+
+#[tokio::test]
+async fn published_kubeconfig_is_checked_as_its_users_see_it() {
+    let world = World::new();
+    let flags = [world.flags(refused().await), world.clients_trust()].concat();
+    for (ca, mark, text) in [
+        ("", '!', "whose CA is not a public one"),
+        (
+            "ca: cluster-ca.crt",
+            '!',
+            "which no CA in publish.kubeconfig.ca has issued",
+        ),
+        ("ca: public-ca.crt", '✓', "serve /.well-known/kubeconfig"),
+    ] {
+        let config = format!("publish: {{kubeconfig: {{{ca}}}}}\n");
+        let file = world.dir.write("publish.yaml", config);
+        let result = check(&flags, &["--offline", "-c", path(&file)]).await;
+        let mut found = result.of("configuration").into_iter();
+        let is_meant = |finding: &PrintedFinding| finding.message.contains(text);
+        let finding = found.find(is_meant).expect(&result.stdout);
+        assert_eq!(finding.mark, mark, "{finding:?}");
+    }
 }
 
 /// The line and the mark come between the message and its fix.

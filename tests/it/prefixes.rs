@@ -243,6 +243,13 @@ async fn log_and_metrics_show_cluster_and_path_of_apiserver() {
     assert_eq!(client.get(HOST, "/clusters/typo", "").await.status, 421);
     let refused = event(&binary, "request", "/clusters/typo").await;
     assert_eq!(refused["reason"], "path_not_configured");
+    let published = "/.well-known/kubeconfig";
+    let delete = format!("DELETE /clusters/a{published} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
+    client.send(delete).await;
+    assert_eq!(client.response().await.status, 405);
+    let is_refusal = |line: &str| line.contains(published) && line.contains("published_method");
+    let find = |line: &str| is_refusal(line).then_some(());
+    binary.wait_for("the refused DELETE", find).await;
     let series = "requests_total{cluster=\"a\",verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"http/1.1\"}";
     wait_for_numbers(binary.admin().await, &[(series, 1.0)]).await;
 }

@@ -295,6 +295,21 @@ fn empty_directory_is_valid_and_gives_a_warning() {
     );
 }
 
+/// So many clusters have metrics of their own.
+#[test]
+fn directory_of_1000_files_is_refused() {
+    let directory = Directory::new(&[]);
+    for number in 0..1000 {
+        let name = format!("clusters.d/c{number}");
+        directory.0.write(&name, "");
+    }
+    let error = directory.load(FROM).unwrap_err();
+    assert!(error.contains("line 1, column 16"), "{error}");
+    assert!(error.contains("999"), "{error}");
+    fs::remove_file(directory.path().join("c0")).unwrap();
+    assert_eq!(directory.problems(FROM).len(), 999);
+}
+
 #[test]
 fn bad_directory_section_is_refused_with_its_place() {
     let directory = Directory::new(&[]);
