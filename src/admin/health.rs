@@ -117,7 +117,7 @@ fn client_certificates(sources: &Sources, now: SystemTime) -> Option<HealthCheck
 fn cluster_files(sources: &Sources) -> Option<HealthCheck> {
     let report = sources.report.borrow();
     let (clusters, problems) = (&report.material.clusters, &report.material.cluster_problems);
-    let has_files = clusters.iter().any(|(cluster, _)| cluster.file.is_some());
+    let has_files = clusters.iter().any(|one| one.config.file.is_some());
     if problems.is_empty() && !has_files {
         return None;
     }

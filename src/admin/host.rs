@@ -55,7 +55,7 @@ fn is_configured(sources: &Sources, name: &str) -> bool {
     let report = sources.report.borrow();
     let material = &report.material;
     material.identities.iter().any(|one| one.covers(name))
-        || (material.clusters.iter()).any(|(one, _)| one.upstream_host.eq_ignore_ascii_case(name))
+        || (material.clusters.iter()).any(|one| one.config.upstream_host.eq_ignore_ascii_case(name))
 }
 
 /// Characters of the name in the refusal.

@@ -105,9 +105,9 @@ fn expiry(report: &ReloadReport, now: SystemTime, found: &mut Vec<String>) {
             found.push(format!("{names}: the certificate {when}; renew it"));
         }
     }
-    for (cluster, trust) in &report.material.clusters {
-        let name = &cluster.name;
-        for ca in trust.summaries() {
+    for cluster in &report.material.clusters {
+        let name = &cluster.config.name;
+        for ca in cluster.trust.summaries() {
             if let Some(when) = expires(ca, now) {
                 let subject = &ca.subject;
                 found.push(format!(

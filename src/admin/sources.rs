@@ -59,7 +59,7 @@ impl Sources {
         let mut exposition = Exposition::new();
         let report = self.report.borrow().clone();
         let configs = report.material.clusters.iter();
-        let rules = configs.map(|(config, _)| config.access.len());
+        let rules = configs.map(|cluster| cluster.config.access.len());
         let clusters = report.clusters.iter().map(|cluster| cluster.label());
         let clusters = clusters.zip(rules);
         self.metrics.expose(clusters, &mut exposition);
@@ -95,10 +95,10 @@ impl Sources {
                 to.number(&metrics::ACME_NEXT_ORDER, labels, unix_seconds(next));
             }
         }
-        for (cluster, trust) in &report.material.clusters {
-            let first = trust.summaries().iter().min_by_key(|ca| ca.not_after);
-            if let Some(ca) = first {
-                let name = vec![("cluster", cluster.name.clone().into())];
+        for cluster in &report.material.clusters {
+            let cas = cluster.trust.summaries().iter();
+            if let Some(ca) = cas.min_by_key(|ca| ca.not_after) {
+                let name = vec![("cluster", cluster.config.name.clone().into())];
                 let (not_before, not_after) =
                     (unix_seconds(ca.not_before), unix_seconds(ca.not_after));
                 to.number(&metrics::CA_NOT_BEFORE, name.clone(), not_before);

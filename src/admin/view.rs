@@ -205,36 +205,39 @@ impl View {
                 expires_soon: leaf.expires_soon(now),
             }
         });
-        let clusters = report.clusters.iter().zip(&report.material.clusters).map(
-            |(cluster, (config, trust))| {
-                let trusted = trust.summaries().iter();
-                let trusted = trusted.map(|ca| TrustedView::new(ca, now));
-                let mut clients = report.material.clients();
-                let clients = clients.find(|(owner, _)| owner.name == config.name);
-                let (requests, counters) = (
-                    minute.requests(cluster.name()),
-                    sum.cluster(cluster.label()),
-                );
-                ClusterView {
-                    name: cluster.name().to_owned(),
-                    url: config.url(),
-                    hosts: config.public_names(),
-                    passthrough: config.passthrough,
-                    requests_per_second: requests.iter().sum(),
-                    server_errors_per_second: of_class(&requests, CodeClass::ServerError),
-                    unauthorized_per_second: of_class(&requests, CodeClass::Unauthorized),
-                    requests_in_flight: counters.in_flight.get(),
-                    watches: counters.watches.get(),
-                    tunnels: counters.tunnels.get(),
-                    access_rules: config.access.len(),
-                    denied_requests: counters.denied.sum(),
-                    trusted: trusted.collect(),
-                    endpoints: endpoints(sources, cluster, &minute),
-                    client_certificates: clients
-                        .map(|(_, clients)| ClientCertificatesView::new(clients, now)),
-                }
-            },
-        );
+        let clusters =
+            report
+                .clusters
+                .iter()
+                .zip(&report.material.clusters)
+                .map(|(cluster, material)| {
+                    let config = &material.config;
+                    let trusted = material.trust.summaries().iter();
+                    let trusted = trusted.map(|ca| TrustedView::new(ca, now));
+                    let clients = material.clients.as_ref();
+                    let (requests, counters) = (
+                        minute.requests(cluster.name()),
+                        sum.cluster(cluster.label()),
+                    );
+                    ClusterView {
+                        name: cluster.name().to_owned(),
+                        url: config.url(),
+                        hosts: config.public_names(),
+                        passthrough: config.passthrough,
+                        requests_per_second: requests.iter().sum(),
+                        server_errors_per_second: of_class(&requests, CodeClass::ServerError),
+                        unauthorized_per_second: of_class(&requests, CodeClass::Unauthorized),
+                        requests_in_flight: counters.in_flight.get(),
+                        watches: counters.watches.get(),
+                        tunnels: counters.tunnels.get(),
+                        access_rules: config.access.len(),
+                        denied_requests: counters.denied.sum(),
+                        trusted: trusted.collect(),
+                        endpoints: endpoints(sources, cluster, &minute),
+                        client_certificates: clients
+                            .map(|clients| ClientCertificatesView::new(clients, now)),
+                    }
+                });
         let (clusters, certificates) = (clusters.collect(), certificates.collect());
         let readyz = health::readyz(sources, now, false);
         let has_apiserver = health::readyz(sources, now, true).passed();

@@ -225,7 +225,7 @@ fn report_start(app: &App) {
     let clusters: Vec<_> = material
         .clusters
         .iter()
-        .map(|(cluster, trust)| (cluster, trust))
+        .map(|cluster| (&cluster.config, &cluster.trust))
         .collect();
     let namings: Vec<_> = material
         .clients()

@@ -155,8 +155,7 @@ pub async fn handle(
 ) -> Response<Body> {
     let version = request.version();
     let below = if routes.has_prefixes() {
-        let names = ConnectionNames::new(downstream);
-        policy::take_prefix(&mut request, routes, names)
+        policy::take_prefix(&mut request, routes, downstream.sni.as_deref())
     } else {
         None
     };

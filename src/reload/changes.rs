@@ -62,41 +62,33 @@ impl ReloadChanges {
 }
 
 fn clusters(old: &Material, new: &Material) -> Vec<String> {
-    let find = |material: &'_ Material, name: &str| {
-        let mut all = material.clusters.iter();
-        all.position(|(cluster, _)| cluster.name == name)
-    };
     let mut changes = Vec::new();
-    let certificates = new.client_certificates.iter();
-    let all = new.clusters.iter().zip(certificates);
-    for (((cluster, trust), certificates), published) in all.zip(&new.publications) {
-        let name = &cluster.name;
-        let at = find(old, name);
-        match at.and_then(|at| old.clusters.get(at)) {
-            None => changes.push(format!("{name}: new")),
-            Some((before, trusted)) => {
-                let before_certificates = at.and_then(|at| old.client_certificates.get(at));
-                if !ClientMaterial::are_same(certificates, before_certificates.unwrap_or(&None)) {
-                    changes.push(format!("{name}: client certificates"));
-                }
-                if !is_same(before, cluster) {
-                    changes.push(format!("{name}: settings"));
-                }
-                if before.access != cluster.access {
-                    changes.push(format!("{name}: access rules"));
-                }
-                if at.and_then(|at| old.publications.get(at)) != Some(published) {
-                    changes.push(format!("{name}: published kubeconfig"));
-                }
-                if !trusted.has_same_cas(trust) {
-                    changes.push(format!("{name}: CA"));
-                }
-            }
-        }
+    for cluster in &new.clusters {
+        let name = &cluster.config.name;
+        let Some(before) = old.cluster(name) else {
+            changes.push(format!("{name}: new"));
+            continue;
+        };
+        let has_same_clients = ClientMaterial::are_same(&cluster.clients, &before.clients);
+        let kinds = [
+            ("client certificates", !has_same_clients),
+            ("settings", !is_same(&before.config, &cluster.config)),
+            (
+                "access rules",
+                before.config.access != cluster.config.access,
+            ),
+            (
+                "published kubeconfig",
+                before.publication != cluster.publication,
+            ),
+            ("CA", !before.trust.has_same_cas(&cluster.trust)),
+        ];
+        let changed = kinds.iter().filter(|(_, has_changed)| *has_changed);
+        changes.extend(changed.map(|(kind, _)| format!("{name}: {kind}")));
     }
-    let gone = old.clusters.iter();
-    let gone = gone.filter(|(cluster, _)| find(new, &cluster.name).is_none());
-    changes.extend(gone.map(|(cluster, _)| format!("{}: removed", cluster.name)));
+    let names = old.clusters.iter().map(|cluster| &cluster.config.name);
+    let gone = names.filter(|name| new.cluster(name).is_none());
+    changes.extend(gone.map(|name| format!("{name}: removed")));
     changes
 }
 

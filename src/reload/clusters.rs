@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{ClientMaterial, Material, NamingMaterial, ReloadReport, Reloader};
+use super::{ClusterMaterial, Material, NamingMaterial, ReloadReport, Reloader};
 use crate::{
     config::{ClusterConfig, Config, RequestHost, TrustSource},
     metrics::ClusterLabels,
-    pki::{ClientIdentity, Identity, TrustAnchors},
+    pki::{ClientIdentity, Identity},
     upstream::{ClientTls, Cluster, Endpoints, FrontProxy, Impersonator, UserNaming},
 };
 
@@ -22,11 +22,17 @@ pub(super) fn build_clusters(
     labels: &mut ClusterLabels,
 ) -> Result<Vec<Arc<Cluster>>, rustls::client::VerifierBuilderError> {
     let mut clusters = Vec::with_capacity(material.clusters.len());
-    for (cluster, trust) in &material.clusters {
-        if let Some(same) = old.and_then(|old| old.same_cluster(cluster, trust)) {
+    for one in &material.clusters {
+        let same = old.and_then(|old| old.same_cluster(one));
+        if let Some(same) = same {
             clusters.push(same);
             continue;
         }
+        let ClusterMaterial {
+            config: cluster,
+            trust,
+            ..
+        } = one;
         let endpoints = old
             .and_then(|old| old.same_endpoints(cluster))
             .unwrap_or_else(|| Arc::new(endpoints(cluster)));
@@ -76,9 +82,8 @@ pub(super) fn build_namings(
             Some(UserNaming::FrontProxy(_) | UserNaming::Impersonator(_)) | None => None,
         })
     };
-    let certificates = material.client_certificates.iter();
-    let build = |(cluster, certificates): (&Arc<Cluster>, &Option<ClientMaterial>)| {
-        Some(match &certificates.as_ref()?.naming {
+    let build = |(cluster, material): (&Arc<Cluster>, &ClusterMaterial)| {
+        Some(match &material.clients.as_ref()?.naming {
             NamingMaterial::FrontProxy(identity) => {
                 let kept = same(cluster, identity);
                 let front_proxy =
@@ -88,7 +93,8 @@ pub(super) fn build_namings(
             NamingMaterial::Token(token) => UserNaming::Impersonator(Impersonator::new(token)),
         })
     };
-    clusters.iter().zip(certificates).map(build).collect()
+    let all = clusters.iter().zip(&material.clusters);
+    all.map(build).collect()
 }
 
 fn endpoints(cluster: &ClusterConfig) -> Endpoints {
@@ -103,11 +109,11 @@ fn endpoints(cluster: &ClusterConfig) -> Endpoints {
 
 impl Reloader {
     /// The old cluster with the same settings and the same CAs.
-    fn same_cluster(&self, cluster: &ClusterConfig, trust: &TrustAnchors) -> Option<Arc<Cluster>> {
-        self.find_cluster(|old, anchors| {
-            old.expected_name == cluster.expected_name
-                && is_same_upstream(old, cluster)
-                && anchors.has_same_cas(trust)
+    fn same_cluster(&self, new: &ClusterMaterial) -> Option<Arc<Cluster>> {
+        self.find_cluster(|old| {
+            old.config.expected_name == new.config.expected_name
+                && is_same_upstream(&old.config, &new.config)
+                && old.trust.has_same_cas(&new.trust)
         })
         .cloned()
     }
@@ -115,19 +121,16 @@ impl Reloader {
     /// The endpoints of the old cluster with the same addresses, which keep their health. Another cluster at the
     /// same address, with another path for instance, may be unhealthy when this one is healthy.
     fn same_endpoints(&self, cluster: &ClusterConfig) -> Option<Arc<Endpoints>> {
-        self.find_cluster(|old, _| is_same_upstream(old, cluster))
+        self.find_cluster(|old| is_same_upstream(&old.config, cluster))
             .map(|old| Arc::clone(old.endpoints()))
     }
 
-    fn find_cluster(
-        &self,
-        is_same: impl Fn(&ClusterConfig, &TrustAnchors) -> bool,
-    ) -> Option<&Arc<Cluster>> {
+    fn find_cluster(&self, is_same: impl Fn(&ClusterMaterial) -> bool) -> Option<&Arc<Cluster>> {
         let ReloadReport {
             material, clusters, ..
         } = &self.report;
         let mut clusters = material.clusters.iter().zip(clusters);
-        let found = clusters.find(|((config, trust), _)| is_same(config, trust));
+        let found = clusters.find(|(material, _)| is_same(material));
         found.map(|(_, cluster)| cluster)
     }
 }

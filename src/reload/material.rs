@@ -22,14 +22,23 @@ pub struct Material {
     pub identities: Vec<Identity>,
     /// The certificates that a CA has yet to issue.
     pub pending: Vec<AcmeConfig>,
-    /// Each cluster and its trust anchors.
-    pub clusters: Vec<(ClusterConfig, TrustAnchors)>,
+    /// The clusters, and what belongs to each of them.
+    pub clusters: Vec<ClusterMaterial>,
     /// What is wrong with files of the directory of clusters, as sentences that end with the fix.
     pub cluster_problems: Vec<String>,
-    /// For each cluster what it needs for client certificates; `None` if it asks for none.
-    pub(super) client_certificates: Vec<Option<ClientMaterial>>,
-    /// For each cluster the kubeconfig that its hosts publish; `None` if they publish none.
-    pub(super) publications: Vec<Option<Publication>>,
+}
+
+/// One cluster of a snapshot.
+#[derive(Debug)]
+pub struct ClusterMaterial {
+    /// Its configuration.
+    pub config: ClusterConfig,
+    /// The CAs of its apiserver.
+    pub trust: TrustAnchors,
+    /// What it needs for client certificates; `None` if it asks for none.
+    pub clients: Option<ClientMaterial>,
+    /// The kubeconfig that its hosts publish; `None` if they publish none.
+    pub(super) publication: Option<Publication>,
 }
 
 /// What one cluster needs for client certificates.
@@ -151,6 +160,34 @@ impl ClientMaterial {
     }
 }
 
+impl ClusterMaterial {
+    /// Reads and checks the remaining files of a cluster. `tokens` are the token files that are known so far: each is there
+    /// once, because it is what the snapshot in use reads, and what reloads renew.
+    fn load(
+        (config, trust): (ClusterConfig, TrustAnchors),
+        identities: &[Identity],
+        now: SystemTime,
+        tokens: &mut Vec<Arc<TokenFile>>,
+    ) -> Result<Self, PkiError> {
+        let section = config.client_certificates.as_ref();
+        let clients = section.map(|section| ClientMaterial::load(section, now));
+        let mut clients = clients.transpose()?;
+        let naming = clients.as_mut().map(|clients| &mut clients.naming);
+        if let Some(NamingMaterial::Token(token)) = naming {
+            match tokens.iter().find(|known| known.path() == token.path()) {
+                Some(known) => *token = Arc::clone(known),
+                None => tokens.push(Arc::clone(token)),
+            }
+        }
+        Ok(Self {
+            publication: Publication::load(&config, identities, now)?,
+            clients,
+            config,
+            trust,
+        })
+    }
+}
+
 impl Material {
     /// Reads and checks every file that `config` names.
     ///
@@ -179,13 +216,17 @@ impl Material {
                 None => pending.extend(source.acme().cloned()),
             }
         }
-        let (clusters, cluster_problems) = load_clusters(config, now, old)?;
+        let (trusted, cluster_problems) = load_clusters(config, now, old)?;
+        let tokens = old.into_iter().flat_map(Self::tokens);
+        let mut tokens: Vec<_> = tokens.cloned().collect();
+        let load = |one| {
+            let loaded = ClusterMaterial::load(one, &identities, now, &mut tokens);
+            loaded.map_err(|error| error.naming_place(&config.sources))
+        };
         Ok(Self {
-            publications: Publication::load_all(&clusters, &config.sources, &identities, now)?,
+            clusters: trusted.into_iter().map(load).collect::<Result<_, _>>()?,
             identities,
             pending,
-            client_certificates: load_client_certificates(config, &clusters, now, old)?,
-            clusters,
             cluster_problems,
         })
     }
@@ -193,7 +234,7 @@ impl Material {
     /// The clusters that are in use: without the unusable ones of the directory, but with their last good state.
     pub(super) fn cluster_configs(&self) -> Vec<ClusterConfig> {
         let all = self.clusters.iter();
-        all.map(|(cluster, _)| cluster.clone()).collect()
+        all.map(|cluster| cluster.config.clone()).collect()
     }
 
     /// As [`Material::load`], to replace `old`. An expired or not yet valid certificate is an error, except if it
@@ -219,7 +260,7 @@ impl Material {
         let anchors = self
             .clusters
             .iter()
-            .flat_map(|(_, trust)| trust.summaries());
+            .flat_map(|cluster| cluster.trust.summaries());
         let clients = self.clients();
         let clients = clients.flat_map(|(_, clients)| clients.ca.anchors().summaries());
         let all = leaves.chain(anchors.chain(clients).map(|ca| ca.not_after));
@@ -235,7 +276,10 @@ impl Material {
             warnings
         });
         let hosts = self.terminated().flat_map(|cluster| &cluster.hosts);
-        let anchors = self.clusters.iter().flat_map(|(_, trust)| trust.warnings());
+        let clusters = self.clusters.iter();
+        let anchors = clusters.flat_map(|cluster| cluster.trust.warnings());
+        let publications = self.clusters.iter();
+        let publications = publications.filter_map(|cluster| cluster.publication.as_ref());
         identities
             .chain(uncovered_hosts(
                 hosts,
@@ -244,12 +288,7 @@ impl Material {
             ))
             .chain(anchors.cloned())
             .chain(self.client_warnings(now))
-            .chain(
-                self.publications
-                    .iter()
-                    .flatten()
-                    .filter_map(|one| one.warning.clone()),
-            )
+            .chain(publications.filter_map(|one| one.warning.clone()))
             .collect()
     }
 
@@ -277,35 +316,33 @@ impl Material {
 
     /// Each cluster that uses client certificates, and what it needs for them.
     pub fn clients(&self) -> impl Iterator<Item = (&ClusterConfig, &ClientMaterial)> {
-        let clusters = self.clusters.iter().zip(&self.client_certificates);
-        clusters.filter_map(|((cluster, _), clients)| Some((cluster, clients.as_ref()?)))
+        let clusters = self.clusters.iter();
+        clusters.filter_map(|cluster| Some((&cluster.config, cluster.clients.as_ref()?)))
     }
 
     /// The token files with which the proxy impersonates users.
     pub(super) fn tokens(&self) -> impl Iterator<Item = &Arc<TokenFile>> {
-        let clients = self.client_certificates.iter().flatten();
-        clients.filter_map(|clients| clients.naming.token())
+        let clients = self.clients();
+        clients.filter_map(|(_, clients)| clients.naming.token())
     }
 
-    /// Whether both use the same client certificates.
-    pub(super) fn has_same_clients(&self, other: &Self) -> bool {
-        let (ours, theirs) = (&self.client_certificates, &other.client_certificates);
-        let mut pairs = ours.iter().zip(theirs);
-        ours.len() == theirs.len() && pairs.all(|(one, other)| ClientMaterial::are_same(one, other))
+    /// The cluster with this name.
+    pub(super) fn cluster(&self, name: &str) -> Option<&ClusterMaterial> {
+        let mut clusters = self.clusters.iter();
+        clusters.find(|cluster| cluster.config.name == name)
     }
 
     /// The clusters whose requests the proxy sees.
     fn terminated(&self) -> impl Iterator<Item = &ClusterConfig> {
-        let all = self.clusters.iter().map(|(cluster, _)| cluster);
+        let all = self.clusters.iter().map(|cluster| &cluster.config);
         all.filter(|cluster| !cluster.passthrough)
     }
 
     /// The cluster of the directory with this name, with this public side.
     fn last_good(&self, public: &PublicSide) -> Option<(ClusterConfig, TrustAnchors)> {
-        let mut clusters = self.clusters.iter();
-        let (cluster, anchors) =
-            clusters.find(|(old, _)| old.file.is_some() && old.name == public.name)?;
-        Some((public.apply_to(cluster.clone()), anchors.clone()))
+        let old = self.cluster(&public.name);
+        let old = old.filter(|old| old.config.file.is_some())?;
+        Some((public.apply_to(old.config.clone()), old.trust.clone()))
     }
 
     /// Whether both present the same certificates, and wait for the same ones.
@@ -368,33 +405,6 @@ fn load_clusters(
         are_files.then_with(|| one.file.as_ref().map_or(Ordering::Equal, |_| by_name()))
     });
     Ok((clusters, problems))
-}
-
-/// Each token file is there once, and one of `old` stays: it is what the snapshot in use reads, and what reloads renew.
-fn load_client_certificates(
-    config: &Config,
-    clusters: &[(ClusterConfig, TrustAnchors)],
-    now: SystemTime,
-    old: Option<&Material>,
-) -> Result<Vec<Option<ClientMaterial>>, PkiError> {
-    let mut tokens: Vec<Arc<TokenFile>> = Vec::new();
-    tokens.extend(old.into_iter().flat_map(Material::tokens).cloned());
-    let mut load = |section: &ClientCertificatesConfig| {
-        let loaded = ClientMaterial::load(section, now);
-        let mut loaded = loaded.map_err(|error| error.naming_place(&config.sources))?;
-        if let NamingMaterial::Token(token) = &mut loaded.naming {
-            match tokens.iter().find(|known| known.path() == token.path()) {
-                Some(known) => *token = Arc::clone(known),
-                None => tokens.push(Arc::clone(token)),
-            }
-        }
-        Ok(loaded)
-    };
-    let sections = clusters.iter();
-    let sections = sections.map(|(cluster, _)| cluster.client_certificates.as_ref());
-    sections
-        .map(|section| section.map(&mut load).transpose())
-        .collect()
 }
 
 /// Whether the certificate in use from this source has expired.

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 pub use changes::ReloadChanges;
-pub use material::{ClientMaterial, Material, NamingMaterial};
+pub use material::{ClientMaterial, ClusterMaterial, Material, NamingMaterial};
 pub use publish::Publication;
 
 use crate::{
@@ -317,15 +317,14 @@ impl Reloader {
                 .iter()
                 .zip(&self.report.clusters)
                 .all(|(new, old)| Arc::ptr_eq(new, old));
-        let same_hosts = config.clusters == self.config.clusters;
         let old = (&self.config, &*self.report.material);
         let changes = ReloadChanges::new(old, (&config, &material));
+        // `changes` leaves out the order of the clusters, and the paths of their files.
         let unchanged = same_clusters
-            && same_hosts
+            && config.clusters == self.config.clusters
+            && changes.clusters.is_empty()
             && changes.settings.is_empty()
-            && material.presents_the_same(&self.report.material)
-            && material.publications == self.report.material.publications
-            && material.has_same_clients(&self.report.material);
+            && material.presents_the_same(&self.report.material);
         if !unchanged {
             self.changes = changes;
         }
@@ -395,17 +394,16 @@ impl Reloader {
         let mut routes = Routes::default();
         routes.trust_proxies(self.config.trusted_proxies.clone());
         routes.set_logged_user(self.config.log.user);
-        let certificates = self.client_certificates();
-        let configured = clusters.iter().zip(&material.clusters);
         let (mut terminated, mut unhosted) = (Vec::new(), Vec::new());
+        let configured = clusters.iter().zip(&material.clusters);
         // First, so that a passthrough host is never terminated because a certificate has its name.
-        let publications = material.publications.iter();
-        for (((cluster, (config, _)), certificates), publication) in
-            configured.zip(certificates).zip(publications)
-        {
+        for ((cluster, configured), naming) in configured.zip(&self.namings) {
+            let config = &configured.config;
+            let publication = configured.publication.as_ref();
+            let certificates = self.client_certificates(configured, naming.as_ref());
             let route = Route {
                 access: AccessRules::new(&config.name, &config.access),
-                published: publication.as_ref().map(|one| one.kubeconfig.clone()),
+                published: publication.map(|one| one.kubeconfig.clone()),
                 ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
             };
             let route = Arc::new(route);
@@ -452,26 +450,22 @@ impl Reloader {
         }
     }
 
-    /// How each cluster of the snapshot uses client certificates.
-    fn client_certificates(&self) -> Vec<Option<Arc<ClientCertificates>>> {
-        let material = &self.report.material;
-        let clusters = material.clusters.iter().zip(&material.client_certificates);
-        let each = clusters.zip(&self.namings);
-        each.map(|(((config, _), clients), naming)| {
-            let (clients, naming) = (clients.as_ref()?, naming.as_ref()?);
-            let section = config.client_certificates.as_ref()?;
-            let certificates = ClientCertificates::new(
-                Arc::clone(&clients.ca),
-                naming.clone(),
-                Arc::new(asking_server_config(
-                    &material.identities,
-                    clients.ca.names(),
-                )),
-                self.replaced.clone(),
-            );
-            Some(Arc::new(certificates.allowing_system(section.allow_system)))
-        })
-        .collect()
+    /// How a cluster of the snapshot uses client certificates.
+    fn client_certificates(
+        &self,
+        cluster: &ClusterMaterial,
+        naming: Option<&UserNaming>,
+    ) -> Option<Arc<ClientCertificates>> {
+        let clients = cluster.clients.as_ref()?;
+        let section = cluster.config.client_certificates.as_ref()?;
+        let identities = &self.report.material.identities;
+        let certificates = ClientCertificates::new(
+            Arc::clone(&clients.ca),
+            naming?.clone(),
+            Arc::new(asking_server_config(identities, clients.ca.names())),
+            self.replaced.clone(),
+        );
+        Some(Arc::new(certificates.allowing_system(section.allow_system)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The kubeconfigs that hosts publish, and whether clients can use them.
 
-use std::{path::PathBuf, time::SystemTime};
+use std::time::SystemTime;
 
 use crate::{
     config::{ClusterConfig, PublishConfig},
@@ -19,23 +19,6 @@ pub struct Publication {
 }
 
 impl Publication {
-    /// For each cluster what it publishes.
-    ///
-    /// # Errors
-    ///
-    /// The first invalid CA file.
-    pub(super) fn load_all(
-        clusters: &[(ClusterConfig, TrustAnchors)],
-        sources: &[PathBuf],
-        identities: &[Identity],
-        now: SystemTime,
-    ) -> Result<Vec<Option<Self>>, PkiError> {
-        let load = |(cluster, _): &(ClusterConfig, _)| Self::load(cluster, identities, now);
-        let each = clusters.iter().map(load);
-        each.map(|loaded| loaded.map_err(|error| error.naming_place(sources)))
-            .collect()
-    }
-
     /// What `cluster` publishes; `None` if that is nothing.
     ///
     /// # Errors

@@ -25,6 +25,14 @@ fn setup<'a>(world: &'a World, a: &Upstream, b: &Upstream) -> Setup<'a> {
     setup
 }
 
+/// Two apiservers that respond at once, and their proxy.
+async fn start(world: &World) -> (Upstream, Upstream, Proxy) {
+    let a = world.apiserver().start().await;
+    let b = world.apiserver().start().await;
+    let proxy = setup(world, &a, &b).start();
+    (a, b, proxy)
+}
+
 async fn get(proxy: &Proxy, protocol: Protocol, target: &str) -> ClientResponse {
     proxy.request(protocol, "GET", target, &[], b"").await
 }
@@ -80,11 +88,7 @@ async fn prefix_is_removed_and_everything_else_stays() {
 #[tokio::test]
 async fn ambiguous_path_reaches_no_cluster() {
     let world = World::new();
-    let (a, b) = (
-        world.apiserver().start().await,
-        world.apiserver().start().await,
-    );
-    let proxy = setup(&world, &a, &b).start();
+    let (a, b, proxy) = start(&world).await;
     for protocol in BOTH {
         for target in [
             "/",
@@ -144,11 +148,7 @@ async fn ambiguous_path_reaches_no_cluster() {
 #[tokio::test]
 async fn discovery_of_an_unknown_prefix_gets_a_sentence() {
     let world = World::new();
-    let (a, b) = (
-        world.apiserver().start().await,
-        world.apiserver().start().await,
-    );
-    let proxy = setup(&world, &a, &b).start();
+    let (_a, _b, proxy) = start(&world).await;
     for protocol in BOTH {
         let response = get(&proxy, protocol, "/clusters/typo/api").await;
         assert_eq!(response.code, 403);

@@ -1,14 +1,16 @@
 //! The kubeconfig at `/.well-known/kubeconfig`: the proxy itself serves it, and only if it is configured.
 
-use std::{fs, time::Duration};
+use std::{fs, net::IpAddr, time::Duration};
 
+use bytes::Bytes;
+use http::{Request, StatusCode};
 use kube_tls_proxy::config::{PublishConfig, TokenBucketSize};
 use serde_json::{Value, json};
 use standin::{pki::Ca, upstream::Upstream, within};
 
 use crate::{
     access::with_rules,
-    proxy::{HOST, Setup, World},
+    proxy::{HOST, Setup, World, watch_or_ok},
     responses::{BOTH, ClientResponse},
 };
 
@@ -190,6 +192,31 @@ async fn access_rules_do_not_hide_it_and_budgets_apply() {
     }
     assert_eq!(proxy.get(BOTH[1], PATH).await.code, 429);
     assert!(upstream.requests().is_empty());
+}
+
+/// No apiserver has seen the credential. Else anyone could keep every place of the proxy with a token that is not one.
+#[tokio::test]
+async fn published_kubeconfig_accepts_no_credential() {
+    const PLACES: usize = 4;
+    let world = World::new();
+    let upstream = world.apiserver().http(watch_or_ok).start().await;
+    let setup = publishing(&world, &upstream, publish());
+    let proxy = setup.limits(|limits| limits.connections = PLACES).start();
+    let mut busy = Vec::new();
+    for _ in 0..PLACES {
+        let client = proxy.client().from(IpAddr::from([127, 0, 0, 2]));
+        let client = client.http2().await;
+        let asked = Request::get(format!("https://{HOST}{PATH}"));
+        let asked = asked.header("authorization", "Bearer not-a-token");
+        let response = client.request(asked.body(Bytes::new()).unwrap()).await;
+        assert_eq!(response.unwrap().status, StatusCode::OK);
+        let watch = client.open(&format!("https://{HOST}/watch")).await;
+        busy.push((client, watch.unwrap()));
+    }
+    // Another client gets a place, although a request runs on each connection.
+    let other = proxy.client().from(IpAddr::from([127, 0, 0, 3]));
+    let response = other.http1().await.get(HOST, "/", "").await;
+    assert_eq!(response.status, 200);
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Clusters that share a host, each below a path prefix such as `/clusters/prod`.
 //!
-//! A prefix is compared with whole segments of the path as the client wrote it: not decoded, not normalized. After it, a path
-//! that a server could read as one outside of the prefix is refused, because it could name another cluster there.
+//! A prefix is compared with whole segments of the path as the client wrote it: not decoded, not normalized. After it,
+//! a path that a server could read as one outside of the prefix is refused, because it could name another cluster there.
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
@@ -10,7 +10,7 @@ use http::{
     uri::{Authority, PathAndQuery},
 };
 
-use super::{ConnectionNames, Rejection, Route, Routes, authority};
+use super::{Rejection, Route, Routes, authority};
 use crate::proxy::{access::readings, request_info::decode};
 
 /// What a host leads to.
@@ -111,10 +111,10 @@ impl<T> PrefixTable<T> {
 pub(in crate::proxy) fn take_prefix<B>(
     request: &mut Request<B>,
     routes: &Routes,
-    names: ConnectionNames<'_>,
+    sni: Option<&str>,
 ) -> Option<Result<Arc<Route>, Rejection>> {
     let host = authority(request.uri(), request.headers(), request.version()).ok()??;
-    let table = routes.prefixes(&host, names.sni)?;
+    let table = routes.prefixes(&host, sni)?;
     if !request.uri().path().starts_with('/') {
         return None;
     }
