@@ -148,6 +148,12 @@ impl ClientMaterial {
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = self.ca.anchors().warnings().to_vec();
         warnings.extend(self.ca.revoked().and_then(|lists| lists.problem(now)));
+        warnings.extend(self.ca.without_list().map(|ca| {
+            format!(
+                "`crl` has no list of the CA {}, so its client certificates are refused; add the current list of that CA to the file",
+                ca.subject
+            )
+        }));
         warnings.extend(self.naming.warning(now));
         let issued = |identity: &ClientIdentity| {
             let chain = &identity.certified_key().cert;

@@ -309,27 +309,31 @@ fn missing_file_is_named_with_its_line_after_old_one_expired() {
     );
 }
 
+/// A section whose CA and lists are in files, and whose front proxy has the certificate `a` of another CA.
+fn users(world: &World, ca: String, crl: Option<String>) -> ClientCertificatesConfig {
+    let proxies = Ca::new("proxies").client("proxy", &[]);
+    let (certificate, key) = proxies.write(&world.dir, "a");
+    ClientCertificatesConfig {
+        ca: world.dir.write("users.crt", ca),
+        crl: crl.map(|lists| world.dir.write("users.crl", lists)),
+        naming: NamingConfig::FrontProxy(IdentityFiles { certificate, key }),
+        allow_system: false,
+    }
+}
+
 /// Such a CA could name any user to the apiserver.
 #[test]
 fn client_ca_that_issued_front_proxy_gives_a_warning() {
-    let (world, users) = (World::new(), Ca::new("users"));
+    let (world, ca) = (World::new(), Ca::new("users"));
     let mut config = world.config();
-    let (certificate, key) = Ca::new("proxies")
-        .client("proxy", &[])
-        .write(&world.dir, "a");
-    config.clusters[0].client_certificates = Some(ClientCertificatesConfig {
-        ca: world.dir.write("users.crt", users.pem()),
-        crl: None,
-        naming: NamingConfig::FrontProxy(IdentityFiles { certificate, key }),
-        allow_system: false,
-    });
+    config.clusters[0].client_certificates = Some(users(&world, ca.pem(), None));
     let warnings = || {
         Material::load(&config, year(2025))
             .unwrap()
             .warnings(year(2025))
     };
     assert_eq!(warnings(), Vec::<String>::new());
-    users.client("proxy", &[]).write(&world.dir, "a");
+    ca.client("proxy", &[]).write(&world.dir, "a");
     let warnings = warnings();
     let [warning] = warnings.as_slice() else {
         panic!("{warnings:?}");
@@ -337,6 +341,27 @@ fn client_ca_that_issued_front_proxy_gives_a_warning() {
     let name = &config.clusters[0].name;
     let beginning = format!("client certificates of {name}: `ca` has also issued");
     assert!(warning.starts_with(&beginning), "{warning}");
+}
+
+/// All certificates of that CA are refused, and each of their owners sees only that his own does not work.
+#[test]
+fn client_ca_without_revocation_list_gives_a_warning() {
+    let (world, one, other) = (World::new(), Ca::new("one"), Ca::new("other"));
+    let mut config = world.config();
+    let list = |ca: &Ca| ca.revocation_list(&[], year(2030));
+    let all = one.pem() + &other.pem();
+    for (lists, warned) in [
+        (None, false),
+        (Some(list(&one) + &list(&other)), false),
+        (Some(list(&one)), true),
+    ] {
+        let section = users(&world, all.clone(), lists);
+        config.clusters[0].client_certificates = Some(section);
+        let material = Material::load(&config, year(2025)).unwrap();
+        let sentence = "client certificates of test: `crl` has no list of the CA CN=other, so its client certificates are refused; add the current list of that CA to the file";
+        let expected: &[&str] = if warned { &[sentence] } else { &[] };
+        assert_eq!(material.warnings(year(2025)), expected);
+    }
 }
 
 /// A proxy whose clusters come from a directory.
