@@ -124,8 +124,9 @@ pub struct ClusterConfig {
     /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
     /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
-    /// The path below these hosts that leads to it, such as `/clusters/prod`, removed before the apiserver sees it. `None`:
-    /// each of its hosts leads to it alone. With it and without hosts, the names in the certificates lead to it.
+    /// The path below these hosts that leads to it, such as `/clusters/prod`, removed before the apiserver sees it.
+    /// `None`: each of its hosts leads to it alone. With it and without hosts, the names in the certificates lead to
+    /// it.
     pub public_prefix: Option<String>,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
@@ -170,8 +171,8 @@ impl Config {
 pub struct PublishConfig {
     /// The program that gets the token of the user, and its arguments. `None`: the user adds a credential.
     pub exec: Option<(String, Vec<String>)>,
-    /// PEM, the CA against which clients verify the proxy. `None`: the public ones, or the last certificate of the chain if
-    /// it is its own issuer.
+    /// PEM, the CA against which clients verify the proxy. `None`: the public ones, or the last certificate of the
+    /// chain if it is its own issuer.
     pub ca: Option<PathBuf>,
 }
 

@@ -31,7 +31,8 @@ pub struct PublishedKubeconfig {
 }
 
 impl PublishedKubeconfig {
-    /// A kubeconfig with the program of `config`. `ca` is PEM; `None` if clients accept the proxy's certificate without it.
+    /// A kubeconfig with the program of `config`. `ca` is PEM; `None` if clients accept the proxy's certificate without
+    /// it.
     #[must_use]
     pub fn new(config: &PublishConfig, ca: Option<String>) -> Self {
         let exec = config.exec.as_ref();
@@ -50,7 +51,8 @@ impl PublishedKubeconfig {
         Self { prefix, ..self }
     }
 
-    /// The document for clients that reach the proxy as `host` on `port`. `verified` is the name that they have verified.
+    /// The document for clients that reach the proxy as `host` on `port`. `verified` is the name that they have
+    /// verified.
     fn document(&self, host: &str, port: u16, verified: &str) -> String {
         let prefix = &self.prefix;
         // Several clusters of one host need several names.
