@@ -103,6 +103,16 @@ impl Config {
             hints: self.hints,
         }
     }
+
+    /// The only cluster whose requests the proxy sees, to which every name in the certificates leads. Beside a
+    /// directory there is none: requests for a cluster whose file is gone would go to the one that is left.
+    #[must_use]
+    pub fn sole_cluster(&self) -> Option<&ClusterConfig> {
+        let mut terminated = self.clusters.iter().filter(|cluster| !cluster.passthrough);
+        let sole = terminated.next().filter(|_| self.directory.is_none());
+        let sole = sole.filter(|sole| sole.public_prefix.is_none());
+        sole.filter(|_| terminated.next().is_none())
+    }
 }
 
 /// The files of one certificate chain and its key.
@@ -152,18 +162,6 @@ pub struct ClusterConfig {
     pub publish: Option<PublishConfig>,
     /// How client certificates are used; `None` if none is asked for.
     pub client_certificates: Option<ClientCertificatesConfig>,
-}
-
-impl Config {
-    /// The only cluster whose requests the proxy sees, to which every name in the certificates leads. Beside a
-    /// directory there is none: requests for a cluster whose file is gone would go to the one that is left.
-    #[must_use]
-    pub fn sole_cluster(&self) -> Option<&ClusterConfig> {
-        let mut terminated = self.clusters.iter().filter(|cluster| !cluster.passthrough);
-        let sole = terminated.next().filter(|_| self.directory.is_none());
-        let sole = sole.filter(|sole| sole.public_prefix.is_none());
-        sole.filter(|_| terminated.next().is_none())
-    }
 }
 
 /// The kubeconfig that everyone may read at `/.well-known/kubeconfig`.

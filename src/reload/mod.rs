@@ -400,13 +400,12 @@ impl Reloader {
         for ((cluster, configured), naming) in configured.zip(&self.namings) {
             let config = &configured.config;
             let publication = configured.publication.as_ref();
-            let certificates = self.client_certificates(configured, naming.as_ref());
-            let route = Route {
+            let route = Arc::new(Route {
+                cluster: Arc::clone(cluster),
+                certificates: self.client_certificates(configured, naming.as_ref()),
                 access: AccessRules::new(&config.name, &config.access),
                 published: publication.map(|one| one.kubeconfig.clone()),
-                ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
-            };
-            let route = Arc::new(route);
+            });
             for host in &config.hosts {
                 match &config.public_prefix {
                     Some(prefix) => routes.add_below(host, prefix, &route),

@@ -3,10 +3,7 @@
 
 mod prefixes;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority};
 
@@ -92,15 +89,6 @@ impl Route {
             access: None,
             certificates: None,
             published: None,
-        }
-    }
-
-    /// The same, on which clients are asked for a certificate.
-    #[must_use]
-    pub fn with_certificates(self, certificates: Option<Arc<ClientCertificates>>) -> Self {
-        Self {
-            certificates,
-            ..self
         }
     }
 }
@@ -203,12 +191,7 @@ impl Routes {
             Some(target) => Some(target.cluster().ok_or(Rejection::NoSuchPrefix)?),
             None => {
                 let sole = self.sole.as_ref();
-                sole.filter(|_| {
-                    HostName::new(authority.host())
-                        .as_str()
-                        .parse::<IpAddr>()
-                        .is_ok()
-                })
+                sole.filter(|_| HostName::new(authority.host()).is_address())
             }
         };
         let found = found.filter(|route| !route.cluster.is_passthrough());
@@ -219,7 +202,7 @@ impl Routes {
     fn target(&self, authority: &Authority, sni: Option<&str>) -> Option<&HostTarget> {
         let host = HostName::new(authority.host());
         self.by_host.get(&host).or_else(|| {
-            if host.as_str() != "localhost" && host.as_str().parse::<IpAddr>().is_err() {
+            if host.as_str() != "localhost" && !host.is_address() {
                 return None;
             }
             self.by_host.get(&HostName::new(sni?))
