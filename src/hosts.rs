@@ -104,6 +104,11 @@ impl<'a> HostName<'a> {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is an IP address.
+    pub(crate) fn is_address(&self) -> bool {
+        self.0.parse::<IpAddr>().is_ok()
+    }
 }
 
 /// Values by host pattern.

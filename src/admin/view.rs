@@ -19,7 +19,7 @@ use crate::{
     activity::{Activity, LongLived, MAX_RECENT, RecentError, StreamGroup, StreamInfo},
     drain::Phase,
     metrics::{ClusterCounters, CodeClass, quantile},
-    pki::{CertSummary, RevocationLists},
+    pki::{CertSummary, ClientCa, RevocationLists},
     reload::ClientMaterial,
     upstream::{Cluster, Health},
 };
@@ -318,19 +318,14 @@ impl ClientCertificatesView {
         Self {
             front_proxy: front_proxy.map(|identity| TrustedView::new(identity.summary(), now)),
             users: cas.iter().map(|ca| TrustedView::new(ca, now)).collect(),
-            revocation_lists: clients.ca.revoked().map(|lists| lists_of(cas, lists, now)),
+            revocation_lists: (clients.ca.revoked()).map(|lists| lists_of(&clients.ca, lists, now)),
         }
     }
 }
 
 /// The revocation lists, and the CAs that have none.
-fn lists_of(
-    cas: &[CertSummary],
-    lists: &RevocationLists,
-    now: SystemTime,
-) -> Vec<RevocationListView> {
-    let found = lists.summaries();
-    let present = found.iter().map(|list| RevocationListView {
+fn lists_of(ca: &ClientCa, lists: &RevocationLists, now: SystemTime) -> Vec<RevocationListView> {
+    let present = lists.summaries().iter().map(|list| RevocationListView {
         issuer: list.issuer.clone(),
         state: match list.next_update < now {
             true => "outdated",
@@ -339,9 +334,7 @@ fn lists_of(
         next_update: Some(unix_seconds(list.next_update)),
         revoked: list.revoked,
     });
-    let has_list = |ca: &&CertSummary| found.iter().any(|list| list.issuer == ca.subject);
-    let without = cas.iter().filter(|ca| !has_list(ca));
-    let missing = without.map(|ca| RevocationListView {
+    let missing = ca.without_list().map(|ca| RevocationListView {
         issuer: ca.subject.clone(),
         state: "missing",
         next_update: None,

@@ -1,4 +1,5 @@
-//! The addresses that clients connect to. A reload opens those that the configuration adds, and closes those that it removes.
+//! The addresses that clients connect to. A reload opens those that the configuration adds, and closes those that it
+//! removes.
 //!
 //! New addresses are opened before anything else changes, so that one that cannot be opened changes nothing. Sockets of
 //! another process stay as they are: only that process can change them.
@@ -111,8 +112,8 @@ impl Listeners {
         opened.map_err(|(address, source)| ReloadError::Listen { address, source })
     }
 
-    /// Uses the addresses and lists of `config` from now on. Returns the new sockets of each worker, and the numbers of the
-    /// addresses that are closed.
+    /// Uses the addresses and lists of `config` from now on. Returns the new sockets of each worker, and the numbers of
+    /// the addresses that are closed.
     pub(super) fn replace(
         &mut self,
         config: &Config,

@@ -349,8 +349,8 @@ impl Worker {
         Ok(drain)
     }
 
-    /// Closes a socket that a reload has removed. Its requests have as much time as in a drain of the process; its tunnels
-    /// end by themselves.
+    /// Closes a socket that a reload has removed. Its requests have as much time as in a drain of the process; its
+    /// tunnels end by themselves.
     fn close(&self, drain: Drain) {
         drain.begin();
         let limit = self.shared.settings.load().timeouts.drain;

@@ -83,8 +83,8 @@ impl Client {
     }
 }
 
-/// Changes how many permits `semaphore` has. Permits that are in use are taken away when they come back: the result waits
-/// for them, and no permit is free before that.
+/// Changes how many permits `semaphore` has. Permits that are in use are taken away when they come back: the result
+/// waits for them, and no permit is free before that.
 pub fn resize(
     semaphore: &Arc<Semaphore>,
     before: usize,

@@ -123,8 +123,8 @@ impl ClientTable {
         })
     }
 
-    /// Uses these limits from now on. Connections stay, also if there are too many: the result waits until enough of them
-    /// have ended, and until then no new one gets a place. A client that has connections keeps its share of the
+    /// Uses these limits from now on. Connections stay, also if there are too many: the result waits until enough of
+    /// them have ended, and until then no new one gets a place. A client that has connections keeps its share of the
     /// handshakes.
     pub fn configure(&self, limits: &Limits) -> impl Future<Output = ()> + Send + 'static {
         let before = self.sizes.swap(Arc::new(TableSizes::new(limits))).max;

@@ -84,12 +84,12 @@ pub(super) struct ClusterEntry {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) hosts: Vec<Spanned<Parsed<PublicHost>>>,
-    /// A path such as `/clusters/prod` below its hosts that leads to it, and is removed before the apiserver sees it. Clusters
-    /// with a path may share hosts; without hosts, the names in the certificates lead to them.
+    /// A path such as `/clusters/prod` below its hosts that leads to it, and is removed before the apiserver sees it.
+    /// Clusters with a path may share hosts; without hosts, the names in the certificates lead to them.
     #[schemars(with = "Option<String>", regex(pattern = "^/"))]
     pub(super) path_prefix: Option<Spanned<Parsed<PublicPrefix>>>,
-    /// Pass connections for these hosts on as they are: each client speaks TLS with the apiserver and verifies it itself,
-    /// for example with the client certificate of an admin.conf.
+    /// Pass connections for these hosts on as they are: each client speaks TLS with the apiserver and verifies it
+    /// itself, for example with the client certificate of an admin.conf.
     #[serde(default)]
     pub(super) passthrough: bool,
     /// Its URL, and how it is verified.
@@ -106,8 +106,8 @@ pub(super) struct ClusterEntry {
     /// Users with client certificates, whom the proxy names to the apiserver.
     #[schemars(with = "Option<ClientCertificatesEntry>")]
     pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
-    /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default every
-    /// request may pass.
+    /// Who may send what; the first rule that matches decides, and a request that none matches is denied. By default
+    /// every request may pass.
     #[schemars(with = "Option<Vec<AccessRuleEntry>>")]
     pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
     /// What its hosts publish.
@@ -129,8 +129,8 @@ pub(super) struct PublishSection {
 pub(super) struct PublishedKubeconfigSection {
     /// The program that gets the token of the user; without it the kubeconfig has no credential.
     pub(super) exec: Option<ExecSection>,
-    /// PEM file with the CAs against which clients verify the proxy; by default the public ones, or the last certificate of
-    /// the chain if it is its own issuer.
+    /// PEM file with the CAs against which clients verify the proxy; by default the public ones, or the last
+    /// certificate of the chain if it is its own issuer.
     #[schemars(with = "Option<String>")]
     pub(super) ca: Option<Parsed<FilePath>>,
 }
@@ -148,20 +148,20 @@ pub(super) struct ExecSection {
     pub(super) args: Vec<Parsed<PublicText>>,
 }
 
-/// A directory in which each kubeconfig is a cluster, named after its file. Files that are added, changed and removed are
-/// taken up by a reload.
+/// A directory in which each kubeconfig is a cluster, named after its file. Files that are added, changed and removed
+/// are taken up by a reload.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClustersFromEntry {
     /// The directory. Only server, CA and tls-server-name of each kubeconfig are used.
     #[schemars(with = "String")]
     pub(super) directory: Spanned<Parsed<FilePath>>,
-    /// The public host name of each cluster; `{name}` stands for the name of the file without its extension. Needed, except
-    /// with `pathPrefix`.
+    /// The public host name of each cluster; `{name}` stands for the name of the file without its extension. Needed,
+    /// except with `pathPrefix`.
     #[schemars(with = "Option<String>")]
     pub(super) host_template: Option<Spanned<String>>,
-    /// The path of each cluster, such as `/clusters/{name}`, below the host of `hostTemplate`, or below the names in the
-    /// certificates.
+    /// The path of each cluster, such as `/clusters/{name}`, below the host of `hostTemplate`, or below the names in
+    /// the certificates.
     #[schemars(with = "Option<String>", regex(pattern = r"^/.*\{name\}"))]
     pub(super) path_prefix: Option<Spanned<String>>,
     /// The access rules of each of these clusters; by default every request may pass.
@@ -169,8 +169,8 @@ pub(super) struct ClustersFromEntry {
     pub(super) access: Option<Spanned<Vec<Spanned<AccessRuleEntry>>>>,
 }
 
-/// Which client certificates count, and how the proxy names their owners to the apiserver: exactly one of `frontProxy` and
-/// `impersonate`.
+/// Which client certificates count, and how the proxy names their owners to the apiserver: exactly one of `frontProxy`
+/// and `impersonate`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClientCertificatesEntry {
@@ -215,8 +215,8 @@ pub(super) struct UpstreamEntry {
     /// Name or address that its certificate must carry; by default the host of the URL.
     #[schemars(with = "Option<String>")]
     pub(super) name: Option<Spanned<Parsed<ExpectedName>>>,
-    /// The host that requests ask it for: `client` for the one that the client asks for, `upstream` for that of the URL;
-    /// by default `client` if the host of the URL is an IP address or begins with `kubernetes`.
+    /// The host that requests ask it for: `client` for the one that the client asks for, `upstream` for that of the
+    /// URL; by default `client` if the host of the URL is an IP address or begins with `kubernetes`.
     #[schemars(with = "Option<RequestHostName>")]
     pub(super) host: Option<Spanned<Parsed<RequestHost>>>,
 }
@@ -233,7 +233,8 @@ pub(super) struct LogSection {
     pub(super) filter: Option<Parsed<LogFilter>>,
     /// Whether each request is logged.
     pub(super) access: Option<bool>,
-    /// How the log and the status page show the user whose token the apiserver has accepted: `subject`, `hash` or `off`.
+    /// How the log and the status page show the user whose token the apiserver has accepted: `subject`, `hash` or
+    /// `off`.
     #[schemars(with = "Option<LoggedUserName>")]
     pub(super) user: Option<Parsed<LoggedUser>>,
 }

@@ -103,6 +103,16 @@ impl Config {
             hints: self.hints,
         }
     }
+
+    /// The only cluster whose requests the proxy sees, to which every name in the certificates leads. Beside a
+    /// directory there is none: requests for a cluster whose file is gone would go to the one that is left.
+    #[must_use]
+    pub fn sole_cluster(&self) -> Option<&ClusterConfig> {
+        let mut terminated = self.clusters.iter().filter(|cluster| !cluster.passthrough);
+        let sole = terminated.next().filter(|_| self.directory.is_none());
+        let sole = sole.filter(|sole| sole.public_prefix.is_none());
+        sole.filter(|_| terminated.next().is_none())
+    }
 }
 
 /// The files of one certificate chain and its key.
@@ -124,8 +134,9 @@ pub struct ClusterConfig {
     /// Its public host names: lower case, without port, perhaps beginning with `*.`. The names in the
     /// certificates are added if it is the only cluster.
     pub hosts: Vec<String>,
-    /// The path below these hosts that leads to it, such as `/clusters/prod`, removed before the apiserver sees it. `None`:
-    /// each of its hosts leads to it alone. With it and without hosts, the names in the certificates lead to it.
+    /// The path below these hosts that leads to it, such as `/clusters/prod`, removed before the apiserver sees it.
+    /// `None`: each of its hosts leads to it alone. With it and without hosts, the names in the certificates lead to
+    /// it.
     pub public_prefix: Option<String>,
     /// Host name or IP address of the apiserver, without brackets.
     pub upstream_host: String,
@@ -153,25 +164,13 @@ pub struct ClusterConfig {
     pub client_certificates: Option<ClientCertificatesConfig>,
 }
 
-impl Config {
-    /// The only cluster whose requests the proxy sees, to which every name in the certificates leads. Beside a
-    /// directory there is none: requests for a cluster whose file is gone would go to the one that is left.
-    #[must_use]
-    pub fn sole_cluster(&self) -> Option<&ClusterConfig> {
-        let mut terminated = self.clusters.iter().filter(|cluster| !cluster.passthrough);
-        let sole = terminated.next().filter(|_| self.directory.is_none());
-        let sole = sole.filter(|sole| sole.public_prefix.is_none());
-        sole.filter(|_| terminated.next().is_none())
-    }
-}
-
 /// The kubeconfig that everyone may read at `/.well-known/kubeconfig`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PublishConfig {
     /// The program that gets the token of the user, and its arguments. `None`: the user adds a credential.
     pub exec: Option<(String, Vec<String>)>,
-    /// PEM, the CA against which clients verify the proxy. `None`: the public ones, or the last certificate of the chain if
-    /// it is its own issuer.
+    /// PEM, the CA against which clients verify the proxy. `None`: the public ones, or the last certificate of the
+    /// chain if it is its own issuer.
     pub ca: Option<PathBuf>,
 }
 

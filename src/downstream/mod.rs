@@ -51,8 +51,8 @@ use crate::{
     upstream::{ClientLeases, UpstreamContext},
 };
 
-/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, their budgets, where a `ClientHello` ends, and
-/// PROXY headers.
+/// The fuzz bodies of this module: what the frames of an HTTP/2 client say, their budgets, where a `ClientHello` ends,
+/// and PROXY headers.
 pub(crate) const FUZZ: [fn(&[u8]); 4] = {
     let [targets, budgets] = http2::FUZZ;
     [targets, budgets, passthrough::fuzz, proxy_protocol::fuzz]

@@ -51,6 +51,16 @@ impl ClientCa {
         self.revoked.as_ref()
     }
 
+    /// The CAs without a list, whose certificates are refused. None if revocation is not checked.
+    pub fn without_list(&self) -> impl Iterator<Item = &CertSummary> {
+        let lists = self.revoked.iter();
+        lists.flat_map(|lists| {
+            let has_list = |ca: &&CertSummary| lists.is_of(&ca.subject);
+            let cas = self.anchors.summaries().iter();
+            cas.filter(move |ca| !has_list(ca))
+        })
+    }
+
     /// The names of the CAs, for the request for a certificate.
     #[must_use]
     pub fn names(&self) -> Vec<DistinguishedName> {

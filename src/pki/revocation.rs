@@ -98,6 +98,11 @@ impl RevocationLists {
         &self.summaries
     }
 
+    /// Whether one of the lists is from this issuer.
+    pub(super) fn is_of(&self, issuer: &str) -> bool {
+        self.summaries.iter().any(|list| list.issuer == issuer)
+    }
+
     /// How many certificates are revoked.
     #[must_use]
     pub fn revoked(&self) -> usize {

@@ -3,8 +3,6 @@
 //! The proxy itself responds, so no request for it reaches an apiserver, whatever its method. The access rules are for
 //! requests to the apiserver, so they do not judge it. The lists of the listener and the budgets of the client do.
 
-use std::net::IpAddr;
-
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header, request::Parts};
@@ -31,7 +29,8 @@ pub struct PublishedKubeconfig {
 }
 
 impl PublishedKubeconfig {
-    /// A kubeconfig with the program of `config`. `ca` is PEM; `None` if clients accept the proxy's certificate without it.
+    /// A kubeconfig with the program of `config`. `ca` is PEM; `None` if clients accept the proxy's certificate without
+    /// it.
     #[must_use]
     pub fn new(config: &PublishConfig, ca: Option<String>) -> Self {
         let exec = config.exec.as_ref();
@@ -50,7 +49,8 @@ impl PublishedKubeconfig {
         Self { prefix, ..self }
     }
 
-    /// The document for clients that reach the proxy as `host` on `port`. `verified` is the name that they have verified.
+    /// The document for clients that reach the proxy as `host` on `port`. `verified` is the name that they have
+    /// verified.
     fn document(&self, host: &str, port: u16, verified: &str) -> String {
         let prefix = &self.prefix;
         // Several clusters of one host need several names.
@@ -96,8 +96,8 @@ pub(super) fn respond(
         return Err(Rejection::PublishedMethod.into());
     }
     let host = HostName::new(admitted.authority.host());
-    let is_address = host.as_str().parse::<IpAddr>().is_ok();
-    let verified = downstream.sni.as_deref().filter(|_| is_address);
+    let verified = downstream.sni.as_deref();
+    let verified = verified.filter(|_| host.is_address());
     let text = kubeconfig.document(
         host.as_str(),
         admitted.authority.port_u16().unwrap_or(443),

@@ -64,8 +64,8 @@ pub(super) fn build_clusters(
     Ok(clusters)
 }
 
-/// How users are named to each cluster that uses client certificates. A front proxy whose cluster and certificate have not
-/// changed since `old` is taken from there, with its leases.
+/// How users are named to each cluster that uses client certificates. A front proxy whose cluster and certificate have
+/// not changed since `old` is taken from there, with its leases.
 pub(super) fn build_namings(
     material: &Material,
     clusters: &[Arc<Cluster>],

@@ -60,7 +60,8 @@ pub enum NamingMaterial {
 }
 
 impl NamingMaterial {
-    /// Reads and checks the files. A token that cannot be used is no error: it stops only the users of client certificates.
+    /// Reads and checks the files. A token that cannot be used is no error: it stops only the users of client
+    /// certificates.
     fn load(config: &NamingConfig, now: SystemTime) -> Result<Self, PkiError> {
         Ok(match config {
             NamingConfig::FrontProxy(files) => {
@@ -148,6 +149,12 @@ impl ClientMaterial {
     pub fn warnings(&self, now: SystemTime) -> Vec<String> {
         let mut warnings = self.ca.anchors().warnings().to_vec();
         warnings.extend(self.ca.revoked().and_then(|lists| lists.problem(now)));
+        warnings.extend(self.ca.without_list().map(|ca| {
+            format!(
+                "`crl` has no list of the CA {}, so its client certificates are refused; add the current list of that CA to the file",
+                ca.subject
+            )
+        }));
         warnings.extend(self.naming.warning(now));
         let issued = |identity: &ClientIdentity| {
             let chain = &identity.certified_key().cert;
@@ -161,8 +168,8 @@ impl ClientMaterial {
 }
 
 impl ClusterMaterial {
-    /// Reads and checks the remaining files of a cluster. `tokens` are the token files that are known so far: each is there
-    /// once, because it is what the snapshot in use reads, and what reloads renew.
+    /// Reads and checks the remaining files of a cluster. `tokens` are the token files that are known so far: each is
+    /// there once, because it is what the snapshot in use reads, and what reloads renew.
     fn load(
         (config, trust): (ClusterConfig, TrustAnchors),
         identities: &[Identity],
@@ -361,8 +368,8 @@ impl Material {
 /// Each cluster and its trust anchors.
 type TrustedClusters = Vec<(ClusterConfig, TrustAnchors)>;
 
-/// Each cluster and its trust anchors, and what is wrong with files of the directory. Such a file stops no other cluster:
-/// the last good state of its own stays in use, and without one it is left out.
+/// Each cluster and its trust anchors, and what is wrong with files of the directory. Such a file stops no other
+/// cluster: the last good state of its own stays in use, and without one it is left out.
 fn load_clusters(
     config: &Config,
     now: SystemTime,

@@ -260,8 +260,8 @@ impl Reloader {
         }
     }
 
-    /// Reads the tokens of impersonation again. Nothing else has to be valid for that: a token expires within the hour in
-    /// which a new one replaces it, and a fault elsewhere may take longer to fix.
+    /// Reads the tokens of impersonation again. Nothing else has to be valid for that: a token expires within the hour
+    /// in which a new one replaces it, and a fault elsewhere may take longer to fix.
     fn renew_tokens(&self) {
         for token in self.report.material.tokens() {
             if token.renew() {
@@ -400,13 +400,12 @@ impl Reloader {
         for ((cluster, configured), naming) in configured.zip(&self.namings) {
             let config = &configured.config;
             let publication = configured.publication.as_ref();
-            let certificates = self.client_certificates(configured, naming.as_ref());
-            let route = Route {
+            let route = Arc::new(Route {
+                cluster: Arc::clone(cluster),
+                certificates: self.client_certificates(configured, naming.as_ref()),
                 access: AccessRules::new(&config.name, &config.access),
                 published: publication.map(|one| one.kubeconfig.clone()),
-                ..Route::new(Arc::clone(cluster)).with_certificates(certificates)
-            };
-            let route = Arc::new(route);
+            });
             for host in &config.hosts {
                 match &config.public_prefix {
                     Some(prefix) => routes.add_below(host, prefix, &route),
@@ -420,8 +419,8 @@ impl Reloader {
                 terminated.push(route);
             }
         }
-        // With one cluster, every name in the certificates routes to it. With several, or a directory, only `hosts` says
-        // which name belongs to which cluster. A passthrough cluster has only its `hosts`.
+        // With one cluster, every name in the certificates routes to it. With several, or a directory, only `hosts`
+        // says which name belongs to which cluster. A passthrough cluster has only its `hosts`.
         if let (Some(_), [only]) = (self.config.sole_cluster(), terminated.as_slice()) {
             for name in material.identities.iter().flat_map(Identity::names) {
                 routes.add(name, only);

@@ -71,7 +71,8 @@ impl FilterState {
 }
 
 impl LiveFilter {
-    /// Uses this format, this filter and this setting of the access log from now on. Debugging that was switched on stays on.
+    /// Uses this format, this filter and this setting of the access log from now on. Debugging that was switched on
+    /// stays on.
     pub fn configure(&self, config: &LogConfig) {
         let is_json = config.format == LogFormat::Json;
         self.is_json.store(is_json, Ordering::Relaxed);
@@ -116,8 +117,8 @@ impl Telemetry {
     }
 }
 
-/// Writes lines to `sink`, as many at once as wait, and counts those that it refuses. The thread that writes calls `flush`
-/// as soon as no line waits.
+/// Writes lines to `sink`, as many at once as wait, and counts those that it refuses. The thread that writes calls
+/// `flush` as soon as no line waits.
 #[derive(Debug)]
 struct CountingSink<W> {
     sink: W,

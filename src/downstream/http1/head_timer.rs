@@ -53,8 +53,8 @@ impl HeadTimer {
         }
     }
 
-    /// Ready when the client took too long. Returns what the connection waited for. `has_begun` says whether a part of the
-    /// head has arrived.
+    /// Ready when the client took too long. Returns what the connection waited for. `has_begun` says whether a part of
+    /// the head has arrived.
     pub(super) fn poll(
         &mut self,
         has_begun: bool,

@@ -3,10 +3,7 @@
 
 mod prefixes;
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header, request::Parts, uri::Authority};
 
@@ -92,15 +89,6 @@ impl Route {
             access: None,
             certificates: None,
             published: None,
-        }
-    }
-
-    /// The same, on which clients are asked for a certificate.
-    #[must_use]
-    pub fn with_certificates(self, certificates: Option<Arc<ClientCertificates>>) -> Self {
-        Self {
-            certificates,
-            ..self
         }
     }
 }
@@ -190,11 +178,11 @@ impl Routes {
 
     /// The route for the host of a request.
     ///
-    /// If the host is an IP address or `localhost` without a cluster of its own, the name of the TLS handshake decides. A
-    /// kubeconfig with `server: https://192.0.2.1` and `tls-server-name` sends such requests, also through a tunnel, and its
-    /// client has already verified that name. The health checks of load balancers send no name, and an address: their own,
-    /// or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to the proxy (DNS
-    /// rebinding), but not an address, so a name that is not configured never passes.
+    /// If the host is an IP address or `localhost` without a cluster of its own, the name of the TLS handshake decides.
+    /// A kubeconfig with `server: https://192.0.2.1` and `tls-server-name` sends such requests, also through a tunnel,
+    /// and its client has already verified that name. The health checks of load balancers send no name, and an address:
+    /// their own, or that of the target. With one cluster this is not ambiguous. A web page can have a name resolve to
+    /// the proxy (DNS rebinding), but not an address, so a name that is not configured never passes.
     ///
     /// A passthrough host has no route here, even if a wildcard of another cluster covers it: a host is either passed
     /// through or terminated. Browsers send requests for such a name on a connection for another one.
@@ -203,12 +191,7 @@ impl Routes {
             Some(target) => Some(target.cluster().ok_or(Rejection::NoSuchPrefix)?),
             None => {
                 let sole = self.sole.as_ref();
-                sole.filter(|_| {
-                    HostName::new(authority.host())
-                        .as_str()
-                        .parse::<IpAddr>()
-                        .is_ok()
-                })
+                sole.filter(|_| HostName::new(authority.host()).is_address())
             }
         };
         let found = found.filter(|route| !route.cluster.is_passthrough());
@@ -219,7 +202,7 @@ impl Routes {
     fn target(&self, authority: &Authority, sni: Option<&str>) -> Option<&HostTarget> {
         let host = HostName::new(authority.host());
         self.by_host.get(&host).or_else(|| {
-            if host.as_str() != "localhost" && host.as_str().parse::<IpAddr>().is_err() {
+            if host.as_str() != "localhost" && !host.is_address() {
                 return None;
             }
             self.by_host.get(&HostName::new(sni?))
@@ -295,7 +278,8 @@ pub enum Rejection {
     /// A client certificate that was presented for a host of another cluster, and no token.
     #[error("client certificate for a host of another cluster")]
     CertificateOfOtherHost,
-    /// The client of a certificate names another user, where the proxy itself impersonates the owner of the certificate.
+    /// The client of a certificate names another user, where the proxy itself impersonates the owner of the
+    /// certificate.
     #[error("impersonation beside a client certificate")]
     Impersonation,
     /// Credentials that the apiserver and the proxy could read differently, where access rules look at them.
@@ -363,7 +347,8 @@ impl Rejection {
     }
 }
 
-/// Decides whether a request may pass. `names` are those of its connection, and `below` is what `take_prefix` has found.
+/// Decides whether a request may pass. `names` are those of its connection, and `below` is what `take_prefix` has
+/// found.
 ///
 /// # Errors
 ///

@@ -1,7 +1,8 @@
 //! Clusters that share a host, each below a path prefix such as `/clusters/prod`.
 //!
 //! A prefix is compared with whole segments of the path as the client wrote it: not decoded, not normalized. After it,
-//! a path that a server could read as one outside of the prefix is refused, because it could name another cluster there.
+//! a path that a server could read as one outside of the prefix is refused, because it could name another cluster
+//! there.
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
@@ -32,7 +33,8 @@ impl HostTarget {
 }
 
 impl Routes {
-    /// Sends requests for `host` whose path begins with `prefix` to a cluster. A host that leads to one cluster keeps it.
+    /// Sends requests for `host` whose path begins with `prefix` to a cluster. A host that leads to one cluster keeps
+    /// it.
     pub fn add_below(&mut self, host: &str, prefix: &str, route: &Arc<Route>) {
         self.has_prefixes = true;
         let make = || HostTarget::Prefixes(PrefixTable::default());
@@ -106,8 +108,8 @@ impl<T> PrefixTable<T> {
     }
 }
 
-/// Finds the cluster of a request for a host with prefixes, and removes the prefix from its path: rules, log and metrics see
-/// the path of the apiserver. `None` if the host has no prefixes, or if `admit` refuses the request anyway.
+/// Finds the cluster of a request for a host with prefixes, and removes the prefix from its path: rules, log and
+/// metrics see the path of the apiserver. `None` if the host has no prefixes, or if `admit` refuses the request anyway.
 pub(in crate::proxy) fn take_prefix<B>(
     request: &mut Request<B>,
     routes: &Routes,
@@ -125,8 +127,8 @@ pub(in crate::proxy) fn take_prefix<B>(
     }))
 }
 
-/// Whether a server could find a segment `.` or `..` in the path: as it is, or decoded once or twice, with `\` for `/`, and
-/// without what follows a `;`.
+/// Whether a server could find a segment `.` or `..` in the path: as it is, or decoded once or twice, with `\` for `/`,
+/// and without what follows a `;`.
 fn leads_out(path: &str) -> bool {
     let once = decode(path).unwrap_or(Cow::Borrowed(path));
     let twice = decode(&once).unwrap_or(Cow::Borrowed(&once));
@@ -138,7 +140,8 @@ fn leads_out(path: &str) -> bool {
     })
 }
 
-/// Fuzz target: `bytes` are a target. If a prefix is found, every reading of the path lies below it, and only it was removed.
+/// Fuzz target: `bytes` are a target. If a prefix is found, every reading of the path lies below it, and only it was
+/// removed.
 pub(in crate::proxy) fn fuzz(bytes: &[u8]) {
     let Ok(uri) = Uri::try_from(bytes) else {
         return;
