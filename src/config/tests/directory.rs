@@ -304,8 +304,7 @@ fn directory_of_1000_files_is_refused() {
         directory.0.write(&name, "");
     }
     let error = directory.load(FROM).unwrap_err();
-    assert!(error.contains("line 1, column 16"), "{error}");
-    assert!(error.contains("999"), "{error}");
+    assert!(error.contains("has more than 999 kubeconfigs"), "{error}");
     fs::remove_file(directory.path().join("c0")).unwrap();
     assert_eq!(directory.problems(FROM).len(), 999);
 }

@@ -410,6 +410,7 @@ async fn aborted_response_is_logged_with_its_cause() {
         .find(|event| event["message"] == "response aborted");
     let cause = cause.unwrap();
     assert_eq!(cause["client.address"], request["client.address"]);
+    assert_eq!(cause["upstream.address"], upstream.address().to_string());
     let error = cause["error"].as_str().unwrap();
     assert!(
         error.starts_with("cannot read the response body: "),

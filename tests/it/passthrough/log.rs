@@ -108,7 +108,8 @@ async fn too_large_hello_is_logged_with_its_reason() {
 #[tokio::test]
 async fn failed_passthrough_is_logged_with_its_cause() {
     let world = World::new();
-    let binary = start(&world, refused().await).await;
+    let endpoint = refused().await;
+    let binary = start(&world, endpoint).await;
     let mut client = TcpStream::connect(binary.address()).await.unwrap();
     client.write_all(&hello(PASSED)).await.unwrap();
     rest(&mut client).await;
@@ -117,6 +118,7 @@ async fn failed_passthrough_is_logged_with_its_cause() {
     assert_eq!(end, ["connect", "apiserver", "no_connection"], "{line}");
     let cause = event(&binary, "passthrough failed").await;
     assert_eq!(cause["error.type"], "connect");
+    assert_eq!(cause["upstream.address"], endpoint.to_string());
     assert!(
         cause["error"]
             .as_str()
