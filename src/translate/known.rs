@@ -75,8 +75,8 @@ const READ: &[(&str, &str)] = &[
     ("", "ConfigMap"),
 ];
 
-/// Kinds that publish services and are not read: without them the result would lack what they publish. Groups have blanks
-/// between them.
+/// Kinds that publish services and are not read: without them the result would lack what they publish. Groups have
+/// blanks between them.
 const REFUSED: &[(&str, &str, &str)] = &[
     (
         GATEWAY,
