@@ -184,6 +184,52 @@ fn public_manifests_are_translated_or_refused() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
 }
 
+/// The example blocks of a page: lines with four blanks before them.
+fn blocks(page: &str) -> Vec<String> {
+    let mut blocks = vec![String::new()];
+    for line in page.lines() {
+        match (line.strip_prefix("    "), blocks.last_mut()) {
+            (Some(line), Some(block)) => block.extend([line, "\n"]),
+            _ => blocks.push(String::new()),
+        }
+    }
+    blocks
+}
+
+#[test]
+fn guides_show_what_translate_prints() {
+    for name in ["contour", "ingress-nginx", "gateway-api"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+        let page = fs::read_to_string(folder.join(format!("from-{name}.md"))).unwrap();
+        let blocks = blocks(&page);
+        let block = |start| {
+            blocks
+                .iter()
+                .find(|block| block.starts_with(start))
+                .unwrap()
+        };
+        let translation = translated(block("apiVersion: ")).unwrap();
+        assert!(
+            translation
+                .config
+                .ends_with(&format!("\n{}", block("certificates:"))),
+            "{name}: {}",
+            translation.config
+        );
+        for line in blocks
+            .iter()
+            .filter_map(|block| block.strip_prefix("httpproxy.yaml"))
+        {
+            let line = format!("m.yaml{}", line.trim_end());
+            let mut fields = translation.fields.iter();
+            assert!(
+                fields.any(|field| field.to_string() == line),
+                "{name}: {line}"
+            );
+        }
+    }
+}
+
 /// The paths of all values that have no further value in them.
 fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
     match value {
@@ -356,6 +402,62 @@ fn ca_of_a_secret_becomes_a_file_beside_the_configuration() {
 }
 
 #[test]
+fn first_limit_of_requests_keeps_its_unit() {
+    for (annotations, rate) in [
+        (["limit-rps: \"10\"", "limit-rpm: \"300\""], 10),
+        (["limit-rpm: \"300\"", "limit-rps: \"10\""], 5),
+    ] {
+        let annotations = annotations.map(|one| format!("nginx.ingress.kubernetes.io/{one}, "));
+        let annotations = format!("annotations: {{{}", annotations.concat());
+        let text = INGRESS.replace("annotations: {", &annotations);
+        let config = translated(&text).unwrap().config;
+        assert!(config.contains(&format!("rate: {rate}\n")), "{config}");
+    }
+}
+
+/// A route, and a Gateway with these listeners.
+fn route(kind: &str, parent: &str, listeners: &str) -> String {
+    format!(
+        "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: {kind}
+metadata: {{name: kubernetes}}
+spec:
+  parentRefs: [{parent}]
+  hostnames: [kube.example.com]
+  rules: [{{backendRefs: [{{name: kubernetes, port: 443}}]}}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: public}}
+spec:
+  listeners: [{listeners}]
+"
+    )
+}
+
+#[test]
+fn port_of_a_parent_chooses_the_listener() {
+    let listeners = "{name: a, port: 443, protocol: TLS, tls: {mode: Terminate, certificateRefs: [{name: kube}]}}, \
+                     {name: b, port: 6443, protocol: TLS, tls: {mode: Passthrough}}";
+    for (port, is_passed) in [(443, false), (6443, true)] {
+        let parent = format!("{{name: public, port: {port}}}");
+        let text = route("TLSRoute", &parent, listeners);
+        let config = load(&translated(&text).unwrap().config);
+        assert_eq!(config.clusters[0].passthrough, is_passed, "{port}");
+    }
+}
+
+#[test]
+fn ca_of_clients_may_be_in_another_namespace() {
+    let listener = "{name: a, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: kube}], \
+                    frontendValidation: {caCertificateRefs: [{group: \"\", kind: ConfigMap, name: clients, namespace: pki}]}}}";
+    let translation = translated(&route("HTTPRoute", "{name: public}", listener)).unwrap();
+    let ca = "ca: /etc/kube-tls-proxy/configmaps/pki/clients/ca.crt\n";
+    assert!(translation.config.contains(ca), "{}", translation.config);
+}
+
+#[test]
 fn lists_of_addresses_reach_the_listener_for_passthrough() {
     let text = INGRESS.replace(
         "annotations: {",
@@ -445,7 +547,8 @@ fn output_directory_gets_files_and_keeps_old_ones() {
         &INGRESS.replace("kube.example.com", "other.example.com"),
     );
     assert_eq!(ended, Some(1), "{report}");
-    assert!(report.contains("kube-tls-proxy.yaml: "), "{report}");
+    let wanted = "kube-tls-proxy.yaml: it exists, and is not replaced; remove it, or name";
+    assert!(report.contains(wanted), "{report}");
     assert_eq!(
         fs::read_to_string(output.join("kube-tls-proxy.yaml")).unwrap(),
         written

@@ -3,6 +3,7 @@
 use std::{
     error::Error,
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
@@ -63,6 +64,34 @@ pub fn print_error(error: &(dyn Error + 'static)) {
         io::stderr().lock(),
         "kube-tls-proxy: {text}\n{excerpt}"
     ));
+}
+
+/// A file of `--output` that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {}: {}", quote::path(file), reason_not_written(cause))]
+pub(super) struct WriteError {
+    pub(super) file: PathBuf,
+    pub(super) cause: io::Error,
+}
+
+/// What is wrong, and how to fix it.
+#[expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "std adds kinds; an unknown one keeps its own words"
+)]
+fn reason_not_written(cause: &io::Error) -> String {
+    match cause.kind() {
+        io::ErrorKind::NotFound => {
+            "its directory does not exist; create it, or name another with --output".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "permission denied; name a file in a directory of your own with --output".to_owned()
+        }
+        io::ErrorKind::IsADirectory => {
+            "is a directory; give the path of a file in it with --output".to_owned()
+        }
+        _ => cause.to_string(),
+    }
 }
 
 /// Adds the flag that the user probably means, where another program has another name for it. The parser itself

@@ -9,11 +9,13 @@ use std::{
 
 use clap::Args;
 
-use super::{messages::print, print_error};
+use super::{
+    messages::{WriteError, print},
+    print_error,
+};
 use crate::{
     app::AppError,
     config::{ConfigError, manifest_text},
-    quote,
     translate::{FieldVerdict, FilePlacement, ManifestFile, Translation, translate},
 };
 
@@ -31,15 +33,6 @@ pub struct TranslateArgs {
     /// Write kube-tls-proxy.yaml and the CA files that the manifests contain into this directory
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-}
-
-/// Why a file was not written.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", quote::path(file))]
-struct OutputError {
-    file: PathBuf,
-    #[source]
-    source: io::Error,
 }
 
 /// Translates the files, prints the result and returns the exit code.
@@ -112,10 +105,19 @@ fn report(translation: &Translation) -> io::Result<()> {
 }
 
 /// Writes the configuration and the CA files into `directory`. A file that exists is not replaced.
-fn write(translation: &Translation, directory: &Path) -> Result<(), OutputError> {
+fn write(translation: &Translation, directory: &Path) -> Result<(), WriteError> {
     let failed = |file: &Path| {
         let file = file.to_owned();
-        move |source| OutputError { file, source }
+        move |cause: io::Error| WriteError {
+            file,
+            cause: if cause.kind() == io::ErrorKind::AlreadyExists {
+                io::Error::other(
+                    "it exists, and is not replaced; remove it, or name another directory with --output",
+                )
+            } else {
+                cause
+            },
+        }
     };
     fs::create_dir_all(directory).map_err(failed(directory))?;
     let beside = translation.files.iter();

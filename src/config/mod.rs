@@ -55,6 +55,7 @@ pub use listen::{Admission, ListenConfig, PeerPolicy};
 pub(crate) use listen::{overlap, peers_of};
 pub use load::load;
 pub(crate) use source::check_path_flag;
+pub(crate) use units::duration;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
 pub(crate) use yaml::{load as load_yaml, manifest_documents, manifest_text, position};
 

@@ -13,7 +13,7 @@ use super::error::SettingError;
 use crate::{quote, token_bucket::TokenBucketSize};
 
 /// Reads `500ms`, `5s`, `10m`, `1h30m` or `0s`.
-pub(super) fn duration(text: &str) -> Result<Duration, SettingError> {
+pub(crate) fn duration(text: &str) -> Result<Duration, SettingError> {
     let bad = || SettingError::Malformed {
         problem: NOT_A_DURATION,
     };

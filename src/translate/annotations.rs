@@ -4,8 +4,9 @@
 
 use super::{
     known::{
-        BALANCING, CERT_MANAGER, CODE, EXTERNAL, HEADERS, IDENTITY_OF_PROXY, KnownField, MIRROR,
-        NO_TIMEOUT, PATHS, PROBES, RETRIES, STATUS, TOKENS, WEB, WEBSOCKETS, holds,
+        BALANCING, CERT_MANAGER, CODE, CONTROLLER, EXTERNAL, HEADERS, IDENTITY_OF_PROXY,
+        KnownField, MIRROR, NO_CERTIFICATE, NO_TIMEOUT, PATHS, PROBES, RETRIES, STATUS, TOKENS,
+        TOO_MANY, WEB, WEBSOCKETS, holds,
     },
     object::FieldVerdict::{self, NotNeeded, NotPossible},
 };
@@ -31,7 +32,7 @@ pub(super) fn controller(annotation: &str) -> Option<(&str, &str)> {
     CONTROLLERS.contains(&prefix).then_some((prefix, suffix))
 }
 
-/// Prefixes of annotations. The controllers took many names from each other, and a name means the same everywhere.
+/// The prefixes of the annotations of ingress controllers.
 const CONTROLLERS: [&str; 7] = [
     "nginx.ingress.kubernetes.io",
     "ingress.kubernetes.io",
@@ -46,6 +47,7 @@ const REDIRECT: &str = "the proxy does not listen on port 80, where a token woul
 const BODIES: &str = "bodies pass as they come, without a buffer and without a limit";
 const CIPHERS: &str = "the proxy has TLS 1.2 and 1.3 with forward secrecy only";
 const LOGS: &str = "the log has every request; `log.access: false` turns that off";
+const DEPLOYMENT_TOOL: &str = "it is for the tool that applied the object";
 const ALWAYS_TLS: &str = "the proxy speaks only TLS with the apiserver";
 
 /// Annotations of ingress controllers that the translation does not read: names without their prefix, with blanks
@@ -232,21 +234,13 @@ const ANNOTATIONS: &[(FieldVerdict, &str, &str)] = &[
         "the proxy sends the name that it verifies as the server name",
         "secure-sni",
     ),
-    (
-        NotNeeded,
-        "a client may always come without a certificate, and then needs a token",
-        "client-crt-optional",
-    ),
+    (NotNeeded, NO_CERTIFICATE, "client-crt-optional"),
     (
         NotNeeded,
         "the table of clients grows and shrinks by itself",
         "rate-limit-size",
     ),
-    (
-        NotNeeded,
-        "the response is 429 with `Retry-After`, which client-go obeys",
-        "rate-limit-status-code",
-    ),
+    (NotNeeded, TOO_MANY, "rate-limit-status-code"),
     (
         NotPossible,
         EXTERNAL,
@@ -292,11 +286,7 @@ const ANNOTATIONS: &[(FieldVerdict, &str, &str)] = &[
 /// Annotations of other programs, by the beginning of their names.
 const OTHER_ANNOTATIONS: &[(&str, FieldVerdict, &str)] = &[
     ("kubectl.kubernetes.io/", NotNeeded, STATUS),
-    (
-        "kubernetes.io/ingress.class",
-        NotNeeded,
-        "it names the controller, which the proxy replaces",
-    ),
+    ("kubernetes.io/ingress.class", NotNeeded, CONTROLLER),
     ("kubernetes.io/ingress.allow-http", NotNeeded, REDIRECT),
     ("kubernetes.io/tls-acme", NotNeeded, CERT_MANAGER),
     ("cert-manager.io/", NotNeeded, CERT_MANAGER),
@@ -307,31 +297,11 @@ const OTHER_ANNOTATIONS: &[(&str, FieldVerdict, &str)] = &[
         NotNeeded,
         "put it on the Service of the proxy: `service.annotations` of the chart",
     ),
-    (
-        "meta.helm.sh/",
-        NotNeeded,
-        "it is for the tool that applied the object",
-    ),
-    (
-        "helm.sh/",
-        NotNeeded,
-        "it is for the tool that applied the object",
-    ),
-    (
-        "argocd.argoproj.io/",
-        NotNeeded,
-        "it is for the tool that applied the object",
-    ),
-    (
-        "kustomize.toolkit.fluxcd.io/",
-        NotNeeded,
-        "it is for the tool that applied the object",
-    ),
-    (
-        "field.cattle.io/",
-        NotNeeded,
-        "it is for the tool that applied the object",
-    ),
+    ("meta.helm.sh/", NotNeeded, DEPLOYMENT_TOOL),
+    ("helm.sh/", NotNeeded, DEPLOYMENT_TOOL),
+    ("argocd.argoproj.io/", NotNeeded, DEPLOYMENT_TOOL),
+    ("kustomize.toolkit.fluxcd.io/", NotNeeded, DEPLOYMENT_TOOL),
+    ("field.cattle.io/", NotNeeded, DEPLOYMENT_TOOL),
     ("hajimari.io/", NotNeeded, WEB),
     ("gethomepage.dev/", NotNeeded, WEB),
 ];

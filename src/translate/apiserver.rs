@@ -5,8 +5,8 @@
 
 use super::{
     Manifests,
-    draft::ApiserverPlace,
-    object::{ManifestField, is_object_name},
+    draft::{APISERVER_NAMES, ApiserverPlace},
+    object::ManifestField,
 };
 use crate::{config::ConfigError, hosts::HostPattern, quote};
 
@@ -18,10 +18,6 @@ pub(super) fn place(
     port: Option<&ManifestField<'_>>,
 ) -> Result<ApiserverPlace, ConfigError> {
     let name = service.object_name()?;
-    if !is_object_name(namespace) {
-        return Err(service
-            .error("its namespace is not a name; write one of small letters, digits and `-`"));
-    }
     let found = manifests.find("", "Service", namespace, name);
     let number = match port {
         Some(port) if port.is_text() => {
@@ -55,13 +51,7 @@ pub(super) fn place(
                     "`{text}` is not a host name; write the one of the apiserver"
                 )));
             }
-            if [
-                "kubernetes.default",
-                "kubernetes.default.svc",
-                "kubernetes.default.svc.cluster.local",
-            ]
-            .contains(&text)
-            {
+            if APISERVER_NAMES.contains(&text) {
                 alias.used("the apiserver of the cluster that the proxy runs in");
                 service.used("another name of the apiserver of the cluster");
                 return Ok(ApiserverPlace::Own);
@@ -93,10 +83,8 @@ fn port_number(
         }
     }
     match wanted {
-        "https" => Ok(443),
-        "443" | "6443" => wanted
-            .parse()
-            .map_err(|_no_number| port.error("write the port as a number")),
+        "https" | "443" => Ok(443),
+        "6443" => Ok(6443),
         _ => {
             let wanted = quote::value(wanted);
             Err(port.error(format!("`{wanted}` is not the port of an apiserver; write 443 or `https`, or add the Service with this port to the files")))

@@ -26,9 +26,7 @@ pub(super) fn translate<'a>(
         host.error("`tls` is missing, so Contour serves this host without TLS; add `tls` with `secretName`, because the proxy serves only TLS")
     })?;
     let is_passthrough = switch(&tls, "passthrough")?;
-    let tcp = spec
-        .get("tcpproxy")?
-        .map_or_else(|| spec.get("tcpProxy"), |tcp| Ok(Some(tcp)))?;
+    let tcp = spec.get_any(["tcpproxy", "tcpProxy"])?;
     match (tls.get("secretName")?, is_passthrough) {
         (Some(secret), false) => {
             let source = PemSource::named("Secret", &secret, "tls.crt")?;
@@ -124,10 +122,6 @@ fn included<'a>(
     depth: usize,
 ) -> Result<&'a ManifestObject, ConfigError> {
     let name = include.need("name")?;
-    let namespace = match include.get("namespace")? {
-        Some(namespace) => namespace.object_name()?,
-        None => include.object.namespace.as_str(),
-    };
     if depth >= MAX_INCLUDES {
         return Err(
             include.error("HTTPProxies include each other without end; remove this include")
@@ -136,7 +130,7 @@ fn included<'a>(
     let found = manifests.find(
         "projectcontour.io",
         "HTTPProxy",
-        namespace,
+        include.namespace()?,
         name.object_name()?,
     );
     let found = found.ok_or_else(|| {
@@ -188,7 +182,9 @@ fn translate_route<'a>(
         return Err(route.error("`services` is missing; add the Service `kubernetes`, port 443"));
     }
     for service in services {
-        if service.get("mirror")?.is_some() && switch_is_on(&service, "mirror")? {
+        if let Some(mirror) = service.get("mirror")?
+            && mirror.boolean()?
+        {
             service.mark(
                 NotPossible,
                 "a copy of a request would carry its token to another service; remove this service",
@@ -200,20 +196,13 @@ fn translate_route<'a>(
     Ok(())
 }
 
-fn switch_is_on(field: &ManifestField<'_>, key: &str) -> Result<bool, ConfigError> {
-    field.get(key)?.map_or(Ok(false), |switch| switch.boolean())
-}
-
 fn tcp_proxy<'a>(
     tcp: &ManifestField<'a>,
     manifests: &'a Manifests,
     cluster: &mut DraftCluster<'a>,
     depth: usize,
 ) -> Result<(), ConfigError> {
-    let include = tcp
-        .get("include")?
-        .map_or_else(|| tcp.get("includes"), |one| Ok(Some(one)))?;
-    if let Some(include) = include {
+    if let Some(include) = tcp.get_any(["include", "includes"])? {
         let included = included(&include, manifests, depth)?;
         let inner = included.spec()?.need("tcpproxy")?;
         return tcp_proxy(&inner, manifests, cluster, depth.saturating_add(1));
@@ -283,7 +272,8 @@ fn client_validation<'a>(
         skip.mark(NotNeeded, "false is the default");
     }
     let secret = validation.need("caSecret")?;
-    super::client_ca("Secret", &secret, manifests, cluster)?;
+    let ca = PemSource::named("Secret", &secret, "ca.crt")?;
+    super::client_ca(ca, &secret, manifests, cluster)?;
     if let Some(secret) = validation.get("crlSecret")? {
         let crl = PemSource::named("Secret", &secret, "crl.pem")?;
         secret.used(format!("`crl`, from {crl}"));

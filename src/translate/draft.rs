@@ -30,10 +30,10 @@ pub(super) enum ApiserverPlace {
 /// A file that the configuration names, and the key of a Secret or `ConfigMap` that it comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PemSource {
-    kind: &'static str,
-    namespace: String,
-    name: String,
-    key: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) key: &'static str,
 }
 
 /// Which files the configuration names.
@@ -115,11 +115,6 @@ impl PemSource {
         }
     }
 
-    /// Kind, namespace and name of the object.
-    pub(super) fn object(&self) -> (&'static str, &str, &str) {
-        (self.kind, &self.namespace, &self.name)
-    }
-
     /// Another key of the same object.
     pub(super) fn with_key(&self, key: &'static str) -> Self {
         Self {
@@ -139,7 +134,7 @@ impl PemSource {
         placement: FilePlacement,
         manifests: &Manifests,
     ) -> Result<ConfigFileSource, ConfigError> {
-        let found = manifests.pem(self.kind, &self.namespace, &self.name, self.key)?;
+        let found = manifests.pem(self)?;
         let content = found.filter(|_| placement == FilePlacement::Beside);
         let path = if content.is_some() {
             format!("{}-{}-{}", self.namespace, self.name, self.key)
@@ -484,18 +479,16 @@ impl<'a> Draft<'a> {
                 0 => format!("{MOUNTS}/tls"),
                 _ => format!("{MOUNTS}/secrets/{}/{}", secret.namespace, secret.name),
             };
-            let (certificate, key) = (format!("{folder}/tls.crt"), format!("{folder}/tls.key"));
-            for (path, part) in [(&certificate, "tls.crt"), (&key, "tls.key")] {
+            let mut add = |key| {
+                let path = format!("{folder}/{key}");
                 files.push(ConfigFileSource {
                     path: path.clone(),
-                    source: format!(
-                        "Secret {}/{}, key {part}{origin}",
-                        secret.namespace, secret.name
-                    ),
+                    source: format!("{}{origin}", secret.with_key(key)),
                     content: None,
                 });
-            }
-            json!({"certificate": certificate, "key": key})
+                path
+            };
+            json!({"certificate": add("tls.crt"), "key": add("tls.key")})
         });
         entries.collect()
     }
@@ -573,7 +566,7 @@ fn heading(files: &[ConfigFileSource]) -> String {
 }
 
 /// Names that the certificate of every apiserver has, and with which the proxy verifies the one of its own cluster.
-const APISERVER_NAMES: [&str; 4] = [
+pub(super) const APISERVER_NAMES: [&str; 4] = [
     "kubernetes.default.svc",
     "kubernetes.default.svc.cluster.local",
     "kubernetes.default",

@@ -57,10 +57,8 @@ pub(super) fn translate_tls<'a>(
     let listeners = listeners(&spec, manifests)?;
     cluster.passthrough = true;
     for listener in &listeners {
-        let mode = match listener.get("tls")? {
-            Some(tls) => tls.get("mode")?,
-            None => None,
-        };
+        let tls = listener.get("tls")?;
+        let mode = tls.map_or(Ok(None), |tls| tls.get("mode"))?;
         match mode.as_ref().map(ManifestField::text).transpose()? {
             Some("Terminate") => {
                 cluster.passthrough = false;
@@ -91,13 +89,9 @@ fn check_match(found: &ManifestField<'_>) -> Result<(), ConfigError> {
     for (key, value) in found.entries()? {
         match key {
             "path" => {
-                let kind = value.get("type")?;
-                let kind = kind
-                    .as_ref()
-                    .map_or(Ok("PathPrefix"), ManifestField::text)?;
-                let path = value.get("value")?;
-                let text = path.as_ref().map_or(Ok("/"), ManifestField::text)?;
-                if (kind, text) != ("PathPrefix", "/") {
+                let kind = value.text_or("type", "PathPrefix")?;
+                if (kind, value.text_or("value", "/")?) != ("PathPrefix", "/") {
+                    let path = value.get("value")?;
                     return Err(super::other_path(&path.unwrap_or(value)));
                 }
                 value.used_keys(&["type", "value"], "all paths lead to the apiserver")?;
@@ -123,23 +117,16 @@ fn translate_backends<'a>(
         return Err(rule.error("`backendRefs` is missing; add the Service `kubernetes`, port 443"));
     }
     for backend in backends {
-        let kind = backend.get("kind")?;
-        if kind.as_ref().map_or(Ok("Service"), ManifestField::text)? != "Service" {
-            let field = kind.unwrap_or(backend);
+        if backend.text_or("kind", "Service")? != "Service" {
+            let field = backend.get("kind")?.unwrap_or(backend);
             return Err(field.error(
                 "only a Service can be an apiserver; name the Service `kubernetes`, port 443",
             ));
         }
         let name = backend.need("name")?;
         let port = backend.get("port")?;
-        let given = backend.get("namespace")?;
-        let namespace = given.as_ref().map_or(
-            Ok(backend.object.namespace.as_str()),
-            ManifestField::object_name,
-        )?;
-        if let Some(given) = &given {
-            given.used("the namespace of the Service");
-        }
+        let namespace = backend.namespace()?;
+        backend.used_keys(&["namespace"], "the namespace of the Service")?;
         let place = apiserver::place(manifests, namespace, &name, port.as_ref())?;
         cluster.lead_to(place, &name)?;
         for policy in manifests.all("gateway.networking.k8s.io", "BackendTLSPolicy") {
@@ -173,18 +160,7 @@ fn backend_policy<'a>(
     }
     let validation = spec.need("validation")?;
     for reference in validation.items_of("caCertificateRefs")? {
-        let kind = match reference.need("kind")?.text()? {
-            "ConfigMap" => "ConfigMap",
-            "Secret" => "Secret",
-            _ => {
-                return Err(
-                    reference.error("a CA comes from a ConfigMap or a Secret; name one of them")
-                );
-            }
-        };
-        let name = reference.need("name")?;
-        let ca = PemSource::new(kind, &policy.namespace, name.object_name()?, "ca.crt");
-        reference.used_keys(&["group", "kind"], "says what has the CA")?;
+        let (ca, name) = ca_of(&reference)?;
         cluster.verify_with(ca, &name)?;
     }
     if let Some(public) = validation.get("wellKnownCACertificates")? {
@@ -220,27 +196,27 @@ fn listeners<'a>(
 ) -> Result<Vec<ManifestField<'a>>, ConfigError> {
     let mut found = Vec::new();
     for parent in spec.items_of("parentRefs")? {
-        let kind = parent.get("kind")?;
-        let kind = kind.as_ref().map_or(Ok("Gateway"), ManifestField::text)?;
+        let kind = parent.text_or("kind", "Gateway")?;
         let name = parent.need("name")?.object_name()?;
-        let namespace = parent.get("namespace")?;
-        let namespace = namespace.as_ref().map_or(
-            Ok(spec.object.namespace.as_str()),
-            ManifestField::object_name,
-        )?;
+        let namespace = parent.namespace()?;
         let section = parent.get("sectionName")?;
         let section = section.as_ref().map(ManifestField::text).transpose()?;
-        let Some(gateway) = manifests.find_kind(kind, namespace, name) else {
+        let port = parent.get("port")?;
+        let port = port.as_ref().map(ManifestField::number).transpose()?;
+        let Some(gateway) = manifests.find_gateway(kind, namespace, name) else {
             continue;
         };
         let mut is_found = false;
         for listener in gateway.spec()?.need("listeners")?.items()? {
-            if section.is_none_or(|section| {
-                listener
-                    .need("name")
-                    .and_then(|name| name.text())
-                    .is_ok_and(|name| name == section)
-            }) {
+            let has_name = match section {
+                Some(section) => listener.need("name")?.text()? == section,
+                None => true,
+            };
+            let has_port = match port {
+                Some(port) => listener.need("port")?.number()? == port,
+                None => true,
+            };
+            if has_name && has_port {
                 is_found = true;
                 found.push(listener);
             }
@@ -268,11 +244,7 @@ fn terminate<'a>(
         mode.used("the proxy ends TLS");
     }
     for reference in tls.items_of("certificateRefs")? {
-        let namespace = reference.get("namespace")?;
-        let namespace = namespace.as_ref().map_or(
-            Ok(listener.object.namespace.as_str()),
-            ManifestField::object_name,
-        )?;
+        let namespace = reference.namespace()?;
         let name = reference.need("name")?.object_name()?;
         draft.add_certificate(PemSource::new("Secret", namespace, name, "tls.crt"));
         reference.used_keys(&["group", "kind", "name", "namespace"], "`certificates`")?;
@@ -281,15 +253,27 @@ fn terminate<'a>(
         return Ok(());
     };
     for reference in validation.need("caCertificateRefs")?.items()? {
-        reference.used_keys(&["group", "kind"], "says what has the CA")?;
-        let kind = reference.get("kind")?;
-        let kind = match kind.as_ref().map_or(Ok("ConfigMap"), ManifestField::text)? {
-            "Secret" => "Secret",
-            _ => "ConfigMap",
-        };
-        super::client_ca(kind, &reference.need("name")?, manifests, cluster)?;
+        let (ca, name) = ca_of(&reference)?;
+        super::client_ca(ca, &name, manifests, cluster)?;
     }
     Ok(())
+}
+
+/// The CA that a reference names, and the field with the name.
+fn ca_of<'a>(reference: &ManifestField<'a>) -> Result<(PemSource, ManifestField<'a>), ConfigError> {
+    let kind = match reference.text_or("kind", "ConfigMap")? {
+        "ConfigMap" => "ConfigMap",
+        "Secret" => "Secret",
+        _ => {
+            return Err(
+                reference.error("a CA comes from a ConfigMap or a Secret; name one of them")
+            );
+        }
+    };
+    let name = reference.need("name")?;
+    let ca = PemSource::new(kind, reference.namespace()?, name.object_name()?, "ca.crt");
+    reference.used_keys(&["group", "kind", "namespace"], "says what has the CA")?;
+    Ok((ca, name))
 }
 
 /// The hosts of the route; if it has none, those of its listeners.

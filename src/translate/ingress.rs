@@ -1,6 +1,6 @@
 //! Ingress, and the annotations of ingress-nginx, HAProxy, Traefik and Contour on it.
-//!
-//! The same name after the prefix means the same for every controller, so one table has them all.
+
+use std::time::Duration;
 
 use super::{
     FieldVerdict::{NotNeeded, NotPossible},
@@ -9,7 +9,10 @@ use super::{
     limits,
     object::{ManifestField, ManifestObject},
 };
-use crate::{config::ConfigError, quote};
+use crate::{
+    config::{ConfigError, duration},
+    quote,
+};
 
 /// Translates an Ingress: one cluster for all of its hosts.
 pub(super) fn translate<'a>(
@@ -25,9 +28,7 @@ pub(super) fn translate<'a>(
     for rule in &rules {
         translate_rule(rule, manifests, &mut cluster)?;
     }
-    let backend = spec
-        .get("defaultBackend")?
-        .map_or_else(|| spec.get("backend"), |one| Ok(Some(one)))?;
+    let backend = spec.get_any(["defaultBackend", "backend"])?;
     if let Some(backend) = &backend {
         translate_backend(backend, manifests, &mut cluster)?;
     }
@@ -102,8 +103,7 @@ fn translate_rule<'a>(
         return Ok(());
     };
     for entry in http.need("paths")?.items()? {
-        let kind = entry.get("pathType")?;
-        let kind = kind.as_ref().map_or(Ok("Prefix"), ManifestField::text)?;
+        let kind = entry.text_or("pathType", "Prefix")?;
         if let Some(path) = entry.get("path")? {
             // `/*` is how controllers of cloud providers write a prefix.
             if !matches!(path.text()?, "/" | "/*") {
@@ -138,13 +138,8 @@ fn translate_backend<'a>(
         None => {
             let service = backend.need("service")?;
             let port = service.get("port")?;
-            let number = match port {
-                Some(port) => port
-                    .get("number")?
-                    .map_or_else(|| port.get("name"), |number| Ok(Some(number)))?,
-                None => None,
-            };
-            (service.need("name")?, number)
+            let port = port.map_or(Ok(None), |port| port.get_any(["number", "name"]))?;
+            (service.need("name")?, port)
         }
     };
     let place = apiserver::place(manifests, namespace, &name, port.as_ref())?;
@@ -159,7 +154,8 @@ struct Burst<'a> {
     multiplier: u64,
 }
 
-/// What an annotation with this name says. A name that is not here is judged by the table in `known.rs`.
+/// Translates an annotation with this name after its prefix. A name that is not here gets the verdict of the table in
+/// `annotations.rs`.
 fn annotation<'a>(
     name: &str,
     field: &ManifestField<'a>,
@@ -218,7 +214,10 @@ fn annotation<'a>(
             field.mark(NotPossible, "the apiserver is always verified, or an impostor could read every token; remove the annotation");
             Ok(())
         }
-        "auth-tls-secret" | "client-ca" => super::client_ca("Secret", field, manifests, cluster),
+        "auth-tls-secret" | "client-ca" => {
+            let ca = PemSource::named("Secret", field, "ca.crt")?;
+            super::client_ca(ca, field, manifests, cluster)
+        }
         "auth-tls-verify-client" => verify_client(field),
         "auth-tls-strict" => {
             field.mark(NotNeeded, "a certificate that cannot be checked does not count");
@@ -235,7 +234,9 @@ fn annotation<'a>(
         }
         "limit-rps" | "rate-limit-requests" => remember(field, burst),
         "limit-rpm" => {
-            burst.seconds = 60;
+            if burst.requests.is_none() {
+                burst.seconds = 60;
+            }
             remember(field, burst)
         }
         "rate-limit-period" => {
@@ -302,20 +303,17 @@ fn remember<'a>(field: &ManifestField<'a>, burst: &mut Burst<'a>) -> Result<(), 
     Ok(())
 }
 
-/// The seconds in an annotation such as `10s` or `1m`.
+/// The whole seconds in an annotation such as `10s` or `1m`.
 fn seconds(field: &ManifestField<'_>) -> Result<u64, ConfigError> {
     let text = field.text()?;
-    let units = [("s", 1), ("m", 60), ("h", 3600)];
-    let mut found = units.into_iter().filter_map(|(unit, factor)| {
-        let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-        number.checked_mul(factor).filter(|seconds| *seconds > 0)
-    });
-    found.next().ok_or_else(|| {
+    let whole = |time: &Duration| !time.is_zero() && time.subsec_nanos() == 0;
+    let time = duration(text).ok().filter(whole).ok_or_else(|| {
         let text = quote::value(text);
         field.error(format!(
             "`{text}` is not a time of a second or more; write one such as 10s or 1m"
         ))
-    })
+    })?;
+    Ok(time.as_secs())
 }
 
 /// The number in an annotation, which is always text.

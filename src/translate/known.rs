@@ -17,7 +17,7 @@ pub(super) fn object(group: &str, kind: &str) -> Option<KnownField> {
     }
     let found = OBJECTS
         .iter()
-        .find(|(of, name, _, _)| *of == group && *name == kind);
+        .find(|(groups, kinds, _, _)| holds(groups, group) && holds(kinds, kind));
     match found {
         Some((_, _, verdict, reason)) => Some((*verdict, reason)),
         None if READ.contains(&(group, kind)) => None,
@@ -34,7 +34,7 @@ pub(super) fn holds(list: &str, name: &str) -> bool {
 pub(super) fn refusal(group: &str, kind: &str) -> Option<&'static str> {
     let found = REFUSED
         .iter()
-        .find(|(of, name, _)| *of == group && *name == kind);
+        .find(|(groups, name, _)| holds(groups, group) && *name == kind);
     found.map(|(_, _, reason)| *reason)
 }
 
@@ -75,7 +75,8 @@ const READ: &[(&str, &str)] = &[
     ("", "ConfigMap"),
 ];
 
-/// Kinds that publish services and are not read: without them the result would lack what they publish.
+/// Kinds that publish services and are not read: without them the result would lack what they publish. Groups have
+/// blanks between them.
 const REFUSED: &[(&str, &str, &str)] = &[
     (
         GATEWAY,
@@ -98,22 +99,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "a ContourConfiguration is about Contour itself; remove this object, and read docs/from-contour.md for its settings",
     ),
     (
-        "traefik.io",
+        "traefik.io traefik.containo.us",
         "IngressRoute",
         "an IngressRoute is not read; write an Ingress with the same host, or translate it by hand with docs/configuration.md",
     ),
     (
-        "traefik.containo.us",
-        "IngressRoute",
-        "an IngressRoute is not read; write an Ingress with the same host, or translate it by hand with docs/configuration.md",
-    ),
-    (
-        "traefik.io",
-        "IngressRouteTCP",
-        "an IngressRouteTCP is not read; write an Ingress with `ssl-passthrough` and the same host, or translate it by hand with docs/configuration.md",
-    ),
-    (
-        "traefik.containo.us",
+        "traefik.io traefik.containo.us",
         "IngressRouteTCP",
         "an IngressRouteTCP is not read; write an Ingress with `ssl-passthrough` and the same host, or translate it by hand with docs/configuration.md",
     ),
@@ -134,26 +125,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Kinds of which the whole object has one verdict.
+/// Kinds of which the whole object has one verdict. Groups and kinds have blanks between them.
 const OBJECTS: &[(&str, &str, FieldVerdict, &str)] = &[
-    (
-        GATEWAY,
-        "GatewayClass",
-        NotNeeded,
-        "it names the controller, which the proxy replaces",
-    ),
+    (GATEWAY, "GatewayClass", NotNeeded, CONTROLLER),
     (
         GATEWAY,
         "ReferenceGrant",
         NotNeeded,
         "files are mounted into the pod; a Secret must be in the namespace of the proxy",
     ),
-    (
-        NETWORKING,
-        "IngressClass",
-        NotNeeded,
-        "it names the controller, which the proxy replaces",
-    ),
+    (NETWORKING, "IngressClass", NotNeeded, CONTROLLER),
     (
         NETWORKING,
         "NetworkPolicy",
@@ -166,20 +147,14 @@ const OBJECTS: &[(&str, &str, FieldVerdict, &str)] = &[
         NotNeeded,
         "the proxy has a namespace of its own",
     ),
+    ("", "Endpoints", NotPossible, ADDRESSES),
+    ("discovery.k8s.io", "EndpointSlice", NotPossible, ADDRESSES),
     (
-        "",
-        "Endpoints",
-        NotPossible,
-        "addresses are not read; write those of the apiserver as `addresses` of `upstream`",
+        "cert-manager.io",
+        "Certificate Issuer",
+        NotNeeded,
+        CERT_MANAGER,
     ),
-    (
-        "discovery.k8s.io",
-        "EndpointSlice",
-        NotPossible,
-        "addresses are not read; write those of the apiserver as `addresses` of `upstream`",
-    ),
-    ("cert-manager.io", "Certificate", NotNeeded, CERT_MANAGER),
-    ("cert-manager.io", "Issuer", NotNeeded, CERT_MANAGER),
     (
         "cert-manager.io",
         "ClusterIssuer",
@@ -197,7 +172,7 @@ const OBJECTS: &[(&str, &str, FieldVerdict, &str)] = &[
         ENVOY,
         "BackendTrafficPolicy",
         NotPossible,
-        "it is not read: the proxy needs no time-out and no retry; write limits per client as `limits`, see docs/configuration.md",
+        "it is not read: the proxy needs no timeout and no retry; write limits per client as `limits`, see docs/configuration.md",
     ),
     (
         ENVOY,
@@ -212,13 +187,13 @@ const OBJECTS: &[(&str, &str, FieldVerdict, &str)] = &[
         "it is not read, and it may restrict who can connect: write its addresses as `access` before you use the configuration, see docs/access.md",
     ),
     (
-        "traefik.io",
+        "traefik.io traefik.containo.us",
         "Middleware",
         NotPossible,
         "it is not read, and it may restrict who can connect: write an `ipAllowList` as `access` before you use the configuration, see docs/access.md",
     ),
     (
-        "traefik.io",
+        "traefik.io traefik.containo.us",
         "ServersTransport",
         NotPossible,
         "it is not read: write its root CAs as `ca` and its `serverName` as `name` of `upstream`; the apiserver is always verified",
@@ -228,7 +203,10 @@ const OBJECTS: &[(&str, &str, FieldVerdict, &str)] = &[
 const UNKNOWN_KIND: &str =
     "this kind of object is not read; check by hand whether it says anything about the apiserver";
 pub(super) const CERT_MANAGER: &str = "let cert-manager write the Secret of the proxy instead: config/kubernetes/overlays/cert-manager, or `certificate` of the chart";
+const ADDRESSES: &str =
+    "addresses are not read; write those of the apiserver as `addresses` of `upstream`";
 const IDENTITY: &str = "says what the object is";
+pub(super) const CONTROLLER: &str = "it names the controller, which the proxy replaces";
 pub(super) const NO_TIMEOUT: &str =
     "a request may take as long as it takes, or every watch and `kubectl logs --follow` would end";
 pub(super) const PROBES: &str = "the proxy probes /readyz of each apiserver";
@@ -245,6 +223,9 @@ pub(super) const CODE: &str = "it is configuration or code for another proxy; re
 pub(super) const IDENTITY_OF_PROXY: &str = "the proxy shows no client certificate of its own for requests of others, because each client would get its rights; remove the field";
 pub(super) const WEBSOCKETS: &str =
     "exec, attach, cp and port-forward always pass, over WebSocket and over SPDY";
+pub(super) const TOO_MANY: &str = "the response is 429 with `Retry-After`, which client-go obeys";
+pub(super) const NO_CERTIFICATE: &str =
+    "a client may always come without a certificate, and then needs a token";
 pub(super) const STATUS: &str = "the controller wrote it";
 pub(super) const MIRROR: &str =
     "a copy of a request would carry its token to another service; remove the field";
@@ -274,9 +255,9 @@ const FIELDS: &[(&str, FieldVerdict, &str, &str)] = &[
     ("", Used, "each item is an object of its own", "items"),
     ("List", NotNeeded, STATUS, "metadata"),
     (
-        "HTTPProxy",
+        "HTTPProxy Ingress",
         NotNeeded,
-        "it names the controller, which the proxy replaces",
+        CONTROLLER,
         "spec.ingressClassName",
     ),
     (
@@ -307,7 +288,7 @@ const FIELDS: &[(&str, FieldVerdict, &str, &str)] = &[
     (
         "HTTPProxy",
         NotNeeded,
-        "the response is 429 with `Retry-After`, which client-go obeys",
+        TOO_MANY,
         "spec.virtualhost.rateLimitPolicy.local.responseStatusCode \
          spec.routes[].rateLimitPolicy.local.responseStatusCode",
     ),
@@ -341,7 +322,7 @@ const FIELDS: &[(&str, FieldVerdict, &str, &str)] = &[
     (
         "HTTPProxy",
         NotNeeded,
-        "a client may always come without a certificate, and then needs a token",
+        NO_CERTIFICATE,
         "spec.virtualhost.tls.clientValidation.optionalClientCertificate",
     ),
     (
@@ -402,18 +383,7 @@ const FIELDS: &[(&str, FieldVerdict, &str, &str)] = &[
         "a pod mounts only Secrets of its own namespace; let cert-manager write a second Secret there, or copy it",
         "spec",
     ),
-    (
-        "Ingress",
-        NotNeeded,
-        "it names the controller, which the proxy replaces",
-        "spec.ingressClassName",
-    ),
-    (
-        "Gateway",
-        NotNeeded,
-        "it names the controller, which the proxy replaces",
-        "spec.gatewayClassName",
-    ),
+    ("Gateway", NotNeeded, CONTROLLER, "spec.gatewayClassName"),
     (
         "Gateway",
         NotNeeded,
@@ -555,13 +525,7 @@ const FIELDS: &[(&str, FieldVerdict, &str, &str)] = &[
         "spec.rules[].http.paths[].pathType",
     ),
     (
-        "TLSRoute",
-        NotPossible,
-        HEADERS,
-        "spec.rules[].backendRefs[].filters",
-    ),
-    (
-        "HTTPRoute",
+        "HTTPRoute TLSRoute",
         NotPossible,
         HEADERS,
         "spec.rules[].backendRefs[].filters",

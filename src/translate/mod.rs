@@ -61,7 +61,6 @@ pub fn translate(
     let manifests = Manifests::read(files)?;
     let mut draft = Draft::default();
     let mut errors = Vec::new();
-    let mut is_any = false;
     for object in &manifests.objects {
         let done = match (object.group.as_str(), object.kind.as_str()) {
             ("projectcontour.io", "HTTPProxy") => {
@@ -81,10 +80,9 @@ pub fn translate(
                 None => continue,
             },
         };
-        is_any = true;
         errors.extend(done.err());
     }
-    if errors.is_empty() && (!is_any || draft.clusters.is_empty()) {
+    if errors.is_empty() && draft.clusters.is_empty() {
         errors.extend(files.first().map(nothing));
     }
     if !errors.is_empty() {
@@ -158,8 +156,8 @@ impl Manifests {
         objects.find(|object| object.namespace == namespace && object.name == name)
     }
 
-    /// As [`Self::find`], for a kind of which only one group counts.
-    fn find_kind(&self, kind: &str, namespace: &str, name: &str) -> Option<&ManifestObject> {
+    /// As [`Self::find`], for a Gateway or a set of listeners; such sets were in another group at first.
+    fn find_gateway(&self, kind: &str, namespace: &str, name: &str) -> Option<&ManifestObject> {
         let mut objects = self.objects.iter();
         objects.find(|object| {
             object.kind == kind
@@ -174,45 +172,27 @@ impl Manifests {
         objects.filter(move |object| object.group == group && object.kind == kind)
     }
 
-    /// Whether the files have the Secret or `ConfigMap`, with this key.
-    fn has_key(&self, source: &PemSource, key: &str) -> Result<bool, ConfigError> {
-        let (kind, namespace, name) = source.object();
-        let Some(object) = self.find("", kind, namespace, name) else {
-            return Ok(false);
-        };
-        for section in ["data", "stringData"] {
-            if let Some(section) = object.root().get(section)?
-                && section.get(key)?.is_some()
-            {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    /// The Secret or `ConfigMap`, if the files have it.
+    fn find_source(&self, source: &PemSource) -> Option<&ManifestObject> {
+        self.find("", source.kind, &source.namespace, &source.name)
     }
 
-    /// The certificates in a key of a Secret or `ConfigMap`, if the files have it. Marks the key as used.
-    fn pem(
-        &self,
-        kind: &str,
-        namespace: &str,
-        name: &str,
-        key: &str,
-    ) -> Result<Option<String>, ConfigError> {
-        let Some(object) = self.find("", kind, namespace, name) else {
+    /// Whether the files have the Secret or `ConfigMap`, with the key.
+    fn has_key(&self, source: &PemSource) -> Result<bool, ConfigError> {
+        let object = self.find_source(source);
+        let value = object.map_or(Ok(None), |object| object.value_of(source.key))?;
+        Ok(value.is_some())
+    }
+
+    /// The certificates in a key of a Secret or `ConfigMap`, if the files have the object. Marks the key as used.
+    fn pem(&self, source: &PemSource) -> Result<Option<String>, ConfigError> {
+        let Some(object) = self.find_source(source) else {
             return Ok(None);
         };
-        let root = object.root();
-        let mut found = None;
-        for (section, is_encoded) in [("data", kind == "Secret"), ("stringData", false)] {
-            if let Some(section) = root.get(section)?
-                && let Some(field) = section.get(key)?
-            {
-                found = Some((field, is_encoded));
-            }
-        }
-        let Some((field, is_encoded)) = found else {
-            return Err(root.error(format!(
-                "it has no key `{key}`, which another object needs; add it"
+        let Some((field, is_encoded)) = object.value_of(source.key)? else {
+            return Err(object.root().error(format!(
+                "it has no key `{}`, which another object needs; add it",
+                source.key
             )));
         };
         let text = field.text()?.to_owned();
@@ -245,6 +225,20 @@ impl Manifests {
 }
 
 impl ManifestObject {
+    /// The value of a key of this Secret or `ConfigMap`, and whether it is in base64.
+    fn value_of(&self, key: &str) -> Result<Option<(ManifestField<'_>, bool)>, ConfigError> {
+        let mut found = None;
+        // As in Kubernetes, `stringData` replaces what `data` says.
+        for (section, is_encoded) in [("data", self.kind == "Secret"), ("stringData", false)] {
+            if let Some(section) = self.root().get(section)?
+                && let Some(field) = section.get(key)?
+            {
+                found = Some((field, is_encoded));
+            }
+        }
+        Ok(found)
+    }
+
     /// Refuses a second object of the same name: which of them counts would be chance.
     fn check_unique(&self, objects: &[Self]) -> Result<(), ConfigError> {
         let is_same = |other: &&Self| {
@@ -317,15 +311,13 @@ fn other_path(field: &ManifestField<'_>) -> ConfigError {
     field.error("only the path prefix `/` can lead to an apiserver, because clients ask for many paths; write `/`, and give what is not the apiserver a host of its own")
 }
 
-/// Takes the CA of client certificates from the object that `field` names, with its revocation list if the files have
-/// it.
+/// Takes the CA of client certificates, which `field` names, with its revocation list if the files have it.
 fn client_ca<'a>(
-    kind: &'static str,
+    ca: PemSource,
     field: &ManifestField<'a>,
     manifests: &'a Manifests,
     cluster: &mut DraftCluster<'a>,
 ) -> Result<(), ConfigError> {
-    let ca = PemSource::named(kind, field, "ca.crt")?;
     if cluster.client_ca.as_ref().is_some_and(|old| *old != ca) {
         return Err(field.error(
             "this is another CA of clients than the one before it; put both into one object",
@@ -335,8 +327,9 @@ fn client_ca<'a>(
         "`clientCertificates.ca`, from {ca}: the name in a certificate becomes the user for the apiserver, so this CA must issue certificates only to users; also needed is a front-proxy certificate in /etc/kube-tls-proxy/front-proxy, or `impersonate` in place of `frontProxy`, see docs/client-certificates.md"
     ));
     // ingress-nginx checks this list if the Secret has it.
-    if manifests.has_key(&ca, "ca.crl")? {
-        cluster.client_crl = Some(ca.with_key("ca.crl"));
+    let crl = ca.with_key("ca.crl");
+    if manifests.has_key(&crl)? {
+        cluster.client_crl = Some(crl);
     }
     cluster.client_ca = Some(ca);
     Ok(())

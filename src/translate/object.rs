@@ -76,10 +76,10 @@ impl fmt::Display for FieldReport {
 /// One object of a manifest.
 #[derive(Debug)]
 pub(super) struct ManifestObject {
-    pub(super) file: PathBuf,
+    file: PathBuf,
     /// The text of the whole file, for the excerpt of an error.
-    pub(super) text: Rc<str>,
-    pub(super) node: ManifestNode,
+    text: Rc<str>,
+    node: ManifestNode,
     /// Empty for the core group.
     pub(super) group: String,
     pub(super) kind: String,
@@ -276,6 +276,27 @@ impl<'a> ManifestField<'a> {
         Ok(found
             .map(|(_, field)| field)
             .filter(|field| !matches!(field.node.value, NodeValue::Null)))
+    }
+
+    /// The first of these fields that is there. Kubernetes and the controllers have renamed some.
+    pub(super) fn get_any(&self, keys: [&str; 2]) -> Result<Option<Self>, ConfigError> {
+        for key in keys {
+            if let Some(field) = self.get(key)? {
+                return Ok(Some(field));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The text of the field below this one; `default` if it is missing.
+    pub(super) fn text_or(&self, key: &str, default: &'static str) -> Result<&'a str, ConfigError> {
+        self.get(key)?.map_or(Ok(default), |field| field.text())
+    }
+
+    /// The namespace in this reference to another object; if it has none, that of its own object.
+    pub(super) fn namespace(&self) -> Result<&'a str, ConfigError> {
+        self.get("namespace")?
+            .map_or(Ok(&self.object.namespace), |field| field.object_name())
     }
 
     /// As [`Self::get`], for a field that must be there.

@@ -9,35 +9,7 @@ use std::{
     process,
 };
 
-use crate::quote;
-
-/// A file that could not be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write {}: {}", quote::path(file), reason(cause))]
-pub(super) struct WriteError {
-    file: PathBuf,
-    cause: io::Error,
-}
-
-/// What is wrong, and how to fix it.
-#[expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "std adds kinds; an unknown one keeps its own words"
-)]
-fn reason(cause: &io::Error) -> String {
-    match cause.kind() {
-        io::ErrorKind::NotFound => {
-            "its directory does not exist; create it, or name another with --output".to_owned()
-        }
-        io::ErrorKind::PermissionDenied => {
-            "permission denied; name a file in a directory of your own with --output".to_owned()
-        }
-        io::ErrorKind::IsADirectory => {
-            "is a directory; give the path of a file in it with --output".to_owned()
-        }
-        _ => cause.to_string(),
-    }
-}
+use crate::{cli::messages::WriteError, quote};
 
 /// The file of `--output`.
 #[derive(Debug)]

@@ -19,7 +19,10 @@ use std::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{messages::print, print_error};
+use super::{
+    messages::{WriteError, print},
+    print_error,
+};
 use crate::{
     check::{Token, TokenError},
     config::{
@@ -34,7 +37,7 @@ use crate::{
     pki::{PkiError, TrustAnchors},
     quote,
 };
-use file::{FileMode, OutputFile, WriteError, WrittenFile};
+use file::{FileMode, OutputFile, WrittenFile};
 use source::{CopiedContext, CopiedCredentials, INSTEAD};
 
 /// Flags of `kube-tls-proxy kubeconfig`.
