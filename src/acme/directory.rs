@@ -1,7 +1,7 @@
 //! Sends requests to the ACME directory, each on a verified connection of its own.
 //!
-//! The responses come from another organization: their size, their time and the text that a log line repeats of them are
-//! bounded.
+//! The responses come from another organization: their size, their time and the text that a log line repeats of them
+//! are bounded.
 
 use std::{
     convert::Infallible,
@@ -97,9 +97,9 @@ impl HttpClient for DirectoryClient {
             let mut response = exchanged
                 .unwrap_or(Err(DirectoryError::Timeout))
                 .map_err(|error| instant_acme::Error::Other(Box::new(error)))?;
-            limit_retry_after(response.headers_mut());
+            let wait = limit_retry_after(response.headers_mut(), SystemTime::now());
             if is_error(response.status()) {
-                retry_after.note(&response, SystemTime::now());
+                retry_after.note(wait);
                 // Without a problem document there is nothing that the library could read.
                 if !is_problem(&response) {
                     let error = DirectoryError::Status(response.status());
@@ -152,37 +152,30 @@ impl RetryAfter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn note<B>(&self, response: &Response<B>, now: SystemTime) {
-        let value = response.headers().get(header::RETRY_AFTER);
-        let value = value.and_then(|value| value.to_str().ok());
-        let wait = value.and_then(|value| delay(value.trim(), now));
+    fn note(&self, wait: Option<Duration>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = wait;
     }
 }
 
-/// Shortens a wait that the library would add to the time and overflow, or that is longer than a day.
-fn limit_retry_after(headers: &mut HeaderMap) {
-    let value = headers.get(header::RETRY_AFTER);
-    let Some(text) = value.and_then(|value| value.to_str().ok()) else {
-        return;
-    };
-    let digits = text.trim();
-    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    let seconds: Option<u64> = digits.parse().ok();
-    if is_number && seconds.is_none_or(|seconds| seconds > MAX_RETRY_AFTER) {
-        headers.insert(header::RETRY_AFTER, HeaderValue::from(MAX_RETRY_AFTER));
+/// The wait that a response asks for, at most a day. A longer one is shortened in the field too, because the library adds it
+/// to the time, which may overflow.
+fn limit_retry_after(headers: &mut HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
+    let asked = delay(value.trim(), now)?;
+    if asked > MAX_RETRY_AFTER {
+        let seconds = HeaderValue::from(MAX_RETRY_AFTER.as_secs());
+        headers.insert(header::RETRY_AFTER, seconds);
     }
+    Some(asked.min(MAX_RETRY_AFTER))
 }
 
 /// Seconds, or a date (RFC 9110 §10.2.3).
 fn delay(value: &str, now: SystemTime) -> Option<Duration> {
-    match value.parse() {
-        Ok(seconds) => Some(Duration::from_secs(seconds)),
-        Err(_no_number) => {
-            let date = httpdate::parse_http_date(value).ok()?;
-            Some(date.duration_since(now).unwrap_or_default())
-        }
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
     }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 fn is_error(status: StatusCode) -> bool {
@@ -241,8 +234,8 @@ async fn exchange(
 
 const NOT_A_DIRECTORY: &str = "the response is not an ACME directory";
 const HTTPS_PORT: u16 = 443;
-/// Seconds. Asking a directory once a day harms it in no case.
-const MAX_RETRY_AFTER: u64 = 24 * 60 * 60;
+/// Asking a directory once a day harms it in no case.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// A chain has a few KiB.
@@ -253,35 +246,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_that_would_overflow_the_clock_is_shortened() {
-        for (given, passed) in [
-            ("18446744073709551615", "86400"),
-            ("99999999999999999999999", "86400"),
-            ("86400", "86400"),
-            ("5", "5"),
-            (
-                "Sun, 06 Nov 1994 08:51:37 GMT",
-                "Sun, 06 Nov 1994 08:51:37 GMT",
-            ),
+    fn retry_after_is_seconds_or_a_date_of_at_most_a_day() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (given, passed, wait) in [
+            ("120", "120", Some(120)),
+            ("86400", "86400", Some(86_400)),
+            // These would overflow the clock.
+            ("18446744073709551615", "86400", Some(86_400)),
+            ("99999999999999999999999", "86400", Some(86_400)),
+            (IN_TWO_MINUTES, IN_TWO_MINUTES, Some(120)),
+            (IN_THE_PAST, IN_THE_PAST, Some(0)),
+            // It would put the renewal off beyond the end of the certificate.
+            ("Fri, 31 Dec 9999 23:59:59 GMT", "86400", Some(86_400)),
+            ("soon", "soon", None),
+            ("-1", "-1", None),
+            ("", "", None),
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::RETRY_AFTER, given.parse().unwrap());
-            limit_retry_after(&mut headers);
+            let limited = limit_retry_after(&mut headers, now);
+            assert_eq!(limited, wait.map(Duration::from_secs), "{given}");
             assert_eq!(headers[header::RETRY_AFTER], passed, "{given}");
         }
     }
 
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        for (value, wait) in [
-            ("120", Some(120)),
-            ("Sun, 06 Nov 1994 08:51:37 GMT", Some(120)),
-            ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
-            ("soon", None),
-            ("-1", None),
-        ] {
-            assert_eq!(delay(value, now), wait.map(Duration::from_secs), "{value}");
-        }
-    }
+    const IN_TWO_MINUTES: &str = "Sun, 06 Nov 1994 08:51:37 GMT";
+    const IN_THE_PAST: &str = "Sun, 06 Nov 1994 08:00:00 GMT";
 }

@@ -1,7 +1,8 @@
 //! Gets certificates from a CA by ACME (RFC 8555) and renews them, beside the workers.
 //!
-//! No request waits for anything here. A new certificate is a new file in the store, and the reload takes it as it takes
-//! every other file: checked, and without a failed request. Until then, and when a renewal fails, the old one stays.
+//! No request waits for anything here. A new certificate is a new file in the store, and the reload takes it as it
+//! takes every other file: checked, and without a failed request. Until then, and when a renewal fails, the old one
+//! stays.
 
 mod directory;
 mod order;
@@ -101,18 +102,12 @@ impl AcmeUpkeep {
     fn keep(&mut self, config: AcmeConfig) -> AbortOnDropHandle<()> {
         let at = self.opened.iter().position(|(opened, _)| *opened == config);
         let store = at.map(|at| self.opened.swap_remove(at).1);
-        let renewal = Renewal {
+        let renewal = Renewal::new(
             config,
-            challenges: Arc::clone(&self.challenges),
-            reload_now: Arc::clone(&self.reload_now),
-            reports: Arc::clone(&self.reports),
-            retry_after: Arc::default(),
-            failures: 0,
-            serial: Vec::new(),
-            window: None,
-            ask_again: SystemTime::UNIX_EPOCH,
-            fraction: fraction(),
-        };
+            Arc::clone(&self.challenges),
+            Arc::clone(&self.reload_now),
+            Arc::clone(&self.reports),
+        );
         AbortOnDropHandle::new(self.drain.spawn(renewal.keep(store)))
     }
 }
@@ -130,16 +125,39 @@ struct Renewal {
     retry_after: Arc<RetryAfter>,
     /// In a row.
     failures: u32,
-    /// Of the certificate that the next three values are about.
-    serial: Vec<u8>,
+    /// The certificate that the next three values are about.
+    id: Option<CertificateIdentifier<'static>>,
     /// When the CA wants it to be renewed.
     window: Option<(SystemTime, SystemTime)>,
     /// When to ask the CA for the window again.
     ask_again: SystemTime,
     fraction: f64,
+    /// When this process has got the certificate from the CA.
+    issued: SystemTime,
 }
 
 impl Renewal {
+    fn new(
+        config: AcmeConfig,
+        challenges: Arc<AcmeChallenges>,
+        reload_now: Arc<Notify>,
+        reports: Arc<AcmeReports>,
+    ) -> Self {
+        Self {
+            config,
+            challenges,
+            reload_now,
+            reports,
+            retry_after: Arc::default(),
+            failures: 0,
+            id: None,
+            window: None,
+            ask_again: SystemTime::UNIX_EPOCH,
+            fraction: fraction(),
+            issued: SystemTime::UNIX_EPOCH,
+        }
+    }
+
     async fn keep(mut self, store: Option<Store>) {
         let store = match store {
             Some(store) => store,
@@ -151,7 +169,8 @@ impl Renewal {
         }
     }
 
-    /// Opens the store. Another process that has it ends soon: it drains, or its configuration has just lost the section.
+    /// Opens the store. Another process that has it ends soon: it drains, or its configuration has just lost the
+    /// section.
     async fn open(&mut self) -> Store {
         let mut last = String::new();
         loop {
@@ -188,11 +207,11 @@ impl Renewal {
         if let Ok(wait) = due.duration_since(now)
             && !wait.is_zero()
         {
+            // After failures, something else has written this certificate, or the clock was set.
+            self.failures = 0;
             self.reports.note(&self.config, |report| {
                 report.next = Some(due);
-                if self.failures == 0 {
-                    report.failure = None;
-                }
+                report.failure = None;
             });
             let ask = self.ask_again.duration_since(now).unwrap_or_default();
             // The clock may be set, and the machine may sleep.
@@ -200,7 +219,7 @@ impl Renewal {
         }
         // After a failure without it: the CA may refuse to replace this certificate twice.
         let replaces = usable.filter(|_| self.window.is_some() && self.failures == 0);
-        match self.obtain(store, replaces.as_ref()).await {
+        match self.obtain(store, replaces.and_then(|old| id(&old))).await {
             Ok(()) => {
                 self.renewed();
                 Duration::ZERO
@@ -209,13 +228,12 @@ impl Renewal {
         }
     }
 
-    async fn obtain(&self, store: &Store, replaces: Option<&Identity>) -> Result<(), OrderError> {
-        let orders = self.orders(store).await?;
-        let replaces = replaces.and_then(Identity::issuer_and_serial);
-        let replaces = replaces.as_ref().map(|(issuer, serial)| {
-            CertificateIdentifier::new(Der::from_slice(issuer), Der::from_slice(serial))
-        });
-        orders.obtain(replaces).await
+    async fn obtain(
+        &self,
+        store: &Store,
+        replaces: Option<CertificateIdentifier<'_>>,
+    ) -> Result<(), OrderError> {
+        self.orders(store).await?.obtain(replaces).await
     }
 
     async fn orders<'a>(&'a self, store: &'a Store) -> Result<Orders<'a>, OrderError> {
@@ -224,15 +242,13 @@ impl Renewal {
 
     /// When this certificate is renewed. Asks the CA for its opinion from time to time.
     async fn due(&mut self, identity: &Identity, store: &Store, now: SystemTime) -> SystemTime {
-        let id = identity.issuer_and_serial();
-        let serial = id.as_ref().map(|(_, serial)| serial.as_slice());
-        if serial.unwrap_or_default() != self.serial {
-            self.serial = serial.unwrap_or_default().to_vec();
+        let id = id(identity);
+        if id != self.id {
+            self.id.clone_from(&id);
             (self.window, self.ask_again) = (None, now);
             self.fraction = fraction();
         }
-        if let Some((issuer, serial)) = id.filter(|_| self.ask_again <= now && self.failures == 0) {
-            let id = CertificateIdentifier::new(Der::from_slice(&issuer), Der::from_slice(&serial));
+        if let Some(id) = id.filter(|_| self.ask_again <= now && self.failures == 0) {
             let asked = async {
                 let orders = self.orders(store).await?;
                 orders.renewal_window(&id).await
@@ -250,12 +266,12 @@ impl Renewal {
             };
             self.ask_again = now + again;
         }
-        renewal::due(identity.summary(), self.window, self.fraction)
+        renewal::due(identity.summary(), self.window, self.fraction, self.issued)
     }
 
     fn renewed(&mut self) {
-        self.failures = 0;
         let now = SystemTime::now();
+        (self.failures, self.issued) = (0, now);
         let end = match Identity::stored(&self.config, now) {
             Ok(Some(identity)) => Some(UtcDate(identity.not_after()).to_string()),
             Ok(None) | Err(_) => None,
@@ -290,6 +306,13 @@ impl Renewal {
         });
         wait
     }
+}
+
+/// How the CA knows this certificate. `None` if the certificate does not say which key of the CA has signed it.
+fn id(identity: &Identity) -> Option<CertificateIdentifier<'static>> {
+    let (issuer, serial) = identity.issuer_and_serial()?;
+    let id = CertificateIdentifier::new(Der::from_slice(&issuer), Der::from_slice(&serial));
+    Some(id.into_owned())
 }
 
 /// Text that holds words of the CA, for the log and the status page.

@@ -211,8 +211,8 @@ impl<'a> Orders<'a> {
         Ok(self.account.new_order(&new).await?)
     }
 
-    /// Stores the certificate of an order that an earlier process has sent. Returns whether there was one. An order that
-    /// the CA does not complete is forgotten; any other error leaves it for the next attempt.
+    /// Stores the certificate of an order that an earlier process has sent. Returns whether there was one. An order
+    /// that the CA does not complete is forgotten; any other error leaves it for the next attempt.
     async fn resume(&self) -> Result<bool, OrderError> {
         let Some(bytes) = self.store.read(ORDER_FILE)? else {
             return Ok(false);
@@ -286,7 +286,8 @@ impl<'a> Orders<'a> {
             let name = name.clone();
             return Err(OrderError::NameMissing { name });
         }
-        self.store.write(CERTIFICATE_FILE, text.as_bytes())?;
+        self.store
+            .write(AcmeConfig::CERTIFICATE_FILE, text.as_bytes())?;
         self.store.remove(ORDER_FILE)?;
         Ok(())
     }
@@ -374,7 +375,6 @@ fn problem_text(problem: &Problem) -> String {
     format!("{text} ({kind})")
 }
 
-const CERTIFICATE_FILE: &str = "certificate.pem";
 const ORDER_FILE: &str = "order.json";
 const MAX_FILE_NAME: usize = 100;
 /// The key of a CA comes with or without padding.

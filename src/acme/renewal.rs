@@ -6,11 +6,12 @@ use crate::pki::CertSummary;
 
 /// The time at which the certificate is renewed. `window` is what the CA suggests (RFC 9773); without it, two thirds of
 /// the lifetime count. `fraction`, from 0 to 1, spreads many proxies over that time, and stays the same for one
-/// certificate.
+/// certificate. `issued` is when the CA issued it, as far as this process knows.
 pub(super) fn due(
     leaf: &CertSummary,
     window: Option<(SystemTime, SystemTime)>,
     fraction: f64,
+    issued: SystemTime,
 ) -> SystemTime {
     let lifetime = leaf.not_after.duration_since(leaf.not_before);
     let lifetime = lifetime.unwrap_or_default();
@@ -19,10 +20,12 @@ pub(super) fn due(
         let width = end.duration_since(start).ok()?;
         start.checked_add(width.mul_f64(fraction))
     });
-    // A CA that errs causes neither one order after the other, nor an expired certificate.
+    // A CA that errs, or a clock that is wrong, causes neither one order after the other, nor an expired certificate.
+    let earliest = issued.max(leaf.not_before) + lifetime.mul_f64(EARLIEST);
     suggested
         .unwrap_or_else(|| at(DUE - fraction * SPREAD))
-        .clamp(at(EARLIEST), at(LATEST))
+        .min(at(LATEST))
+        .max(earliest)
 }
 
 /// The wait after this number of failures in a row. `asked` is the wait that the CA asks for.
@@ -72,7 +75,20 @@ mod tests {
             ((day(89), day(90)), 0.5, day(75)),
             ((day(52), day(50)), 0.0, day(60)),
         ] {
-            assert_eq!(due(&leaf, Some(window), fraction), wanted, "{window:?}");
+            assert_eq!(
+                due(&leaf, Some(window), fraction, start),
+                wanted,
+                "{window:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn new_certificate_is_in_use_for_a_while_at_any_clock() {
+        let (leaf, start) = leaf();
+        let issued = start + DAY * 85;
+        for window in [None, Some((start, start))] {
+            assert_eq!(due(&leaf, window, 0.5, issued), issued + DAY.mul_f64(0.9));
         }
     }
 
@@ -82,7 +98,7 @@ mod tests {
         for days in [1, 6, 45, 90, 365] {
             leaf.not_after = start + DAY * days;
             for fraction in [0.0, 0.5, 1.0] {
-                let due = due(&leaf, None, fraction);
+                let due = due(&leaf, None, fraction, start);
                 assert!(due > start + (DAY * days).mul_f64(0.6));
                 assert!(!leaf.expires_soon(due - Duration::from_secs(1)), "{days}");
             }

@@ -2,7 +2,10 @@
 
 use std::{fs, net::TcpListener, path::PathBuf};
 
-use standin::{TempDir, pki::Ca};
+use standin::{
+    TempDir,
+    pki::{Ca, Identity},
+};
 use tokio::time::{Instant, advance};
 
 use super::*;
@@ -23,41 +26,37 @@ fn config(store: PathBuf) -> AcmeConfig {
 }
 
 fn renewal(config: &AcmeConfig) -> Renewal {
-    Renewal {
-        config: config.clone(),
-        challenges: Arc::default(),
-        reload_now: Arc::default(),
-        reports: Arc::default(),
-        retry_after: Arc::default(),
-        failures: 0,
-        serial: Vec::new(),
-        window: None,
-        ask_again: SystemTime::UNIX_EPOCH,
-        fraction: 0.5,
-    }
+    let config = config.clone();
+    Renewal::new(config, Arc::default(), Arc::default(), Arc::default())
 }
 
-/// Stores a certificate for `name` that ends in ten minutes, and began years ago.
-fn store_certificate(config: &AcmeConfig, name: &str) -> Vec<u8> {
-    let soon = SystemTime::now() + Duration::from_secs(600);
-    let identity = Ca::new("CA").leaf(&[name]).valid_until(soon).build();
+fn store(config: &AcmeConfig, identity: &Identity) -> Vec<u8> {
     let text = format!("{}{}", identity.key_pem(), identity.chain_pem());
     fs::create_dir_all(&config.store).unwrap();
     fs::write(config.certificate_file(), &text).unwrap();
     text.into_bytes()
 }
 
+/// Stores a certificate for `name` that ends in ten minutes, and began years ago.
+fn store_old(config: &AcmeConfig, name: &str) -> Vec<u8> {
+    let soon = SystemTime::now() + Duration::from_secs(600);
+    store(
+        config,
+        &Ca::new("CA").leaf(&[name]).valid_until(soon).build(),
+    )
+}
+
 #[tokio::test(start_paused = true)]
 async fn directory_that_is_down_leaves_the_certificate_in_use() {
     let dir = TempDir::new();
     let config = config(dir.path().join("store"));
-    let text = store_certificate(&config, "kube.test");
-    let store = Store::open(&config.store).unwrap();
+    let text = store_old(&config, "kube.test");
+    let opened = Store::open(&config.store).unwrap();
     let mut renewal = renewal(&config);
     let began = Instant::now();
     let mut waits = Vec::new();
     for _ in 0..14 {
-        let wait = renewal.step(&store).await;
+        let wait = renewal.step(&opened).await;
         waits.push(wait.as_secs());
         advance(wait).await;
     }
@@ -84,24 +83,39 @@ async fn directory_that_is_down_leaves_the_certificate_in_use() {
 async fn certificate_for_other_names_is_ordered_again_at_once() {
     let dir = TempDir::new();
     let config = config(dir.path().join("store"));
-    store_certificate(&config, "old.test");
-    let store = Store::open(&config.store).unwrap();
+    store_old(&config, "old.test");
+    let opened = Store::open(&config.store).unwrap();
     let mut renewal = renewal(&config);
-    assert_eq!(renewal.step(&store).await, Duration::from_secs(60));
+    assert_eq!(renewal.step(&opened).await, Duration::from_secs(60));
     assert_eq!(renewal.failures, 1);
+    // The operator restores the certificate from a backup.
+    store(&config, &Ca::new("CA").server(&["kube.test"]));
+    assert_eq!(renewal.step(&opened).await, MAX_SLEEP);
+    assert_eq!(renewal.failures, 0);
+    assert_eq!(renewal.reports.of(&config).unwrap().failure, None);
+}
+
+/// The clock of the machine is wrong, or that of the CA.
+#[tokio::test]
+async fn new_certificate_that_is_old_is_not_ordered_again_at_once() {
+    let dir = TempDir::new();
+    let config = config(dir.path().join("store"));
+    store_old(&config, "kube.test");
+    let opened = Store::open(&config.store).unwrap();
+    let mut renewal = renewal(&config);
+    renewal.renewed();
+    assert_eq!(renewal.step(&opened).await, MAX_SLEEP);
+    assert_eq!(renewal.failures, 0);
 }
 
 #[tokio::test]
 async fn fresh_certificate_is_left_alone() {
     let dir = TempDir::new();
     let config = config(dir.path().join("store"));
-    let identity = Ca::new("CA").server(&["kube.test"]);
-    let text = format!("{}{}", identity.key_pem(), identity.chain_pem());
-    fs::create_dir_all(&config.store).unwrap();
-    fs::write(config.certificate_file(), text).unwrap();
-    let store = Store::open(&config.store).unwrap();
+    store(&config, &Ca::new("CA").server(&["kube.test"]));
+    let opened = Store::open(&config.store).unwrap();
     let mut renewal = renewal(&config);
-    assert_eq!(renewal.step(&store).await, MAX_SLEEP);
+    assert_eq!(renewal.step(&opened).await, MAX_SLEEP);
     assert_eq!(renewal.failures, 0);
 }
 

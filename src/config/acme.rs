@@ -71,10 +71,12 @@ pub struct AcmeConfig {
 }
 
 impl AcmeConfig {
+    pub(crate) const CERTIFICATE_FILE: &str = "certificate.pem";
+
     /// The file in the store with the private key and the chain. In one file, a rename replaces both.
     #[must_use]
     pub fn certificate_file(&self) -> PathBuf {
-        self.store.join(CERTIFICATE_FILE)
+        self.store.join(Self::CERTIFICATE_FILE)
     }
 }
 
@@ -393,8 +395,6 @@ fn check_key_id(text: &str) -> Result<(), &'static str> {
 const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// `StateDirectory=` of the systemd unit.
 const DEFAULT_STORE: &str = "/var/lib/kube-tls-proxy";
-/// The name of [`AcmeConfig::certificate_file`].
-const CERTIFICATE_FILE: &str = "certificate.pem";
 /// Public CAs take no more names per certificate.
 const MAX_NAMES: usize = 100;
 const MAX_TEXT: usize = 254;

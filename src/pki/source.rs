@@ -5,7 +5,6 @@
 
 use std::{path::Path, time::SystemTime};
 
-use rustls_pki_types::CertificateDer;
 use x509_cert::{
     Certificate,
     der::{Decode as _, Encode as _},
@@ -78,23 +77,19 @@ impl Identity {
         Self::from_chain_and_key(ChainAndKey::parse(&files, chain, key, now)?, file, now)
     }
 
-    /// The parts of the name of the leaf towards its CA (RFC 9773 §4.1): the key identifier of the CA, and the bytes of
-    /// the serial number.
+    /// The parts of the name of the leaf towards its CA (RFC 9773 §4.1): the key identifier of the CA, and the bytes
+    /// of the serial number.
     /// `None` if the certificate does not say which key of the CA has signed it.
     #[must_use]
     pub fn issuer_and_serial(&self) -> Option<(Vec<u8>, Vec<u8>)> {
         let key = self.certified_key();
-        issuer_and_serial(key.cert.first()?)
+        let certificate = Certificate::from_der(key.cert.first()?).ok()?;
+        let tbs = certificate.tbs_certificate();
+        let (_, issuer) = tbs.get_extension::<AuthorityKeyIdentifier>().ok()??;
+        let issuer = issuer.key_identifier?.as_bytes().to_vec();
+        let serial = tbs.serial_number().to_der().ok()?;
+        Some((issuer, serial.get(DER_HEADER..)?.to_vec()))
     }
-}
-
-fn issuer_and_serial(leaf: &CertificateDer<'_>) -> Option<(Vec<u8>, Vec<u8>)> {
-    let certificate = Certificate::from_der(leaf).ok()?;
-    let tbs = certificate.tbs_certificate();
-    let (_, issuer) = tbs.get_extension::<AuthorityKeyIdentifier>().ok()??;
-    let issuer = issuer.key_identifier?.as_bytes().to_vec();
-    let serial = tbs.serial_number().to_der().ok()?;
-    Some((issuer, serial.get(DER_HEADER..)?.to_vec()))
 }
 
 /// Tag and length of a serial number, which has at most 20 bytes.
