@@ -111,8 +111,8 @@ struct ClientCertificatesView {
 #[derive(Debug, Serialize)]
 struct RevocationListView {
     issuer: String,
-    /// `current`, `outdated`, or `missing` for a CA of users without a list. Only while it is current, the certificates of
-    /// its CA count.
+    /// `current`, `outdated`, or `missing` for a CA of users without a list. The certificates of a CA count only while
+    /// its list is current.
     state: &'static str,
     /// `null`: it is missing.
     next_update: Option<f64>,

@@ -1,4 +1,5 @@
-//! Checks a certificate that comes from a CA by ACME, as far as that can be seen from inside: no order is made, and no file.
+//! Checks a certificate that comes from a CA by ACME, as far as that can be seen from inside: it makes no order and
+//! writes no file.
 
 use std::{collections::BTreeSet, net::IpAddr};
 

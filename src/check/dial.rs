@@ -213,8 +213,8 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
     }
 }
 
-/// Whether the certificate is itself one of those that the clients trust, and says that it is a CA. Go accepts that as the
-/// certificate of a server, rustls does not.
+/// Whether the certificate is itself one of those that the clients trust, and says that it is a CA. Go accepts that as
+/// the certificate of a server, rustls does not.
 fn is_trusted_ca(target: &CheckTarget, error: &UpstreamError) -> bool {
     let failure = error.verify_error();
     failure

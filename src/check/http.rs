@@ -96,9 +96,10 @@ impl CheckClient<'_> {
         response.buffer(self.plan.response_timeout).await
     }
 
-    /// Whether the proxy passes connections for this host on, so that the server is the apiserver itself. It then presents the
-    /// certificate of an apiserver, and serves any host; the proxy refuses a request for a host that it does not know. One
-    /// of the two is not enough: nginx replaces the host. An apiserver answers `path` with a `Status`.
+    /// Whether the proxy passes connections for this host on, so that the server is the apiserver itself. It then
+    /// presents the certificate of an apiserver, and serves any host; the proxy refuses a request for a host that it
+    /// does not know. One of the two is not enough: nginx replaces the host, and a certificate may have any names
+    /// (`balancer_with_one_sign_of_passthrough_fails`). An apiserver answers `path` with a `Status`.
     pub(super) async fn is_passed_on(&self, path: &str) -> bool {
         let dialled = TcpConnected::dial(self.endpoint, &self.target.timeouts).await;
         let Ok(reached) = dialled else {

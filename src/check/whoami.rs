@@ -1,5 +1,5 @@
-//! Checks who the owner of a client certificate is: for the apiserver itself, as the proxy names it there, and through the
-//! running proxy. All must agree.
+//! Checks who the owner of a client certificate is: for the apiserver itself, as the proxy names it there, and through
+//! the running proxy. All must agree.
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
@@ -119,8 +119,8 @@ pub(super) async fn direct(
     Some(direct)
 }
 
-/// Asks the apiserver whether the token may impersonate, with an invented user: without the certificate of a user no other is
-/// known. The user is in no group, because the role of the token should name the groups.
+/// Asks the apiserver whether the token may impersonate, with an invented user: without the certificate of a user no
+/// other is known. The user is in no group, because the role of the token should name the groups.
 pub(super) async fn invented(
     plan: &Plan,
     target: &CheckTarget,

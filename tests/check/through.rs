@@ -18,7 +18,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use crate::world::{RunResult, World, check, command, flags, path, run};
+use crate::world::{APISERVER, RunResult, World, check, command, flags, path, run};
 
 /// Checks the proxy at this port as its clients use it.
 async fn through(world: &World, port: u16, more: &[&str]) -> RunResult {
@@ -274,6 +274,33 @@ async fn proxy_header_on_one_side_only_is_named() {
             Some((text, fix)) => result.assert_finding(1, '✗', "tls", text, fix),
             None => assert_eq!(result.code, 0, "{}", result.stdout),
         }
+    }
+}
+
+/// Either sign of a passthrough host alone means nothing: the certificate may have any names, and the balancer may send
+/// requests for every host to one cluster.
+#[tokio::test]
+async fn balancer_with_one_sign_of_passthrough_fails() {
+    let world = World::new();
+    let with_name = world.public_ca.server(&["localhost", APISERVER]);
+    for (identity, serves_any_host) in [(with_name, false), (world.identity(), true)] {
+        let balancer = Upstream::builder(identity)
+            .http(move |mut request| async move {
+                let host = request.headers().get("host");
+                let is_unknown = host.is_some_and(|host| host.as_bytes().ends_with(b".invalid"));
+                if !is_unknown || serves_any_host {
+                    request.headers_mut().remove("upgrade");
+                    return Kubernetes::new().respond(request).await;
+                }
+                let status = r#"{"kind":"Status","message":"kube-tls-proxy: no such host"}"#;
+                let mut response = http::Response::new(full(status));
+                *response.status_mut() = http::StatusCode::MISDIRECTED_REQUEST;
+                response
+            })
+            .start()
+            .await;
+        let result = through(&world, balancer.address().port(), &[]).await;
+        result.assert_finding(1, '✗', "upgrade", WITHOUT_UPGRADE, "to allow WebSocket");
     }
 }
 

@@ -295,7 +295,7 @@ fn empty_directory_is_valid_and_gives_a_warning() {
     );
 }
 
-/// So many clusters have metrics of their own.
+/// Up to 999 clusters have metrics of their own.
 #[test]
 fn directory_of_1000_files_is_refused() {
     let directory = Directory::new(&[]);

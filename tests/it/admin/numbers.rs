@@ -399,11 +399,13 @@ async fn time_to_connect_counts_once_for_each_connection() {
     let mut setup = world.proxy(upstream.address()).admin();
     setup.config.timeouts.probe_interval = Duration::ZERO;
     let refused = tcp::refused().await;
+    let closing = tcp::Peer::start(tcp::Behaviour::CloseInHandshake).await;
     let proxy = setup
         .second_cluster("staging", "staging.test", refused)
+        .second_cluster("closing", "closing.test", closing.address())
         .start();
     let client = proxy.client().http2().await;
-    for host in ["kube.test", "kube.test", "staging.test"] {
+    for host in ["kube.test", "kube.test", "staging.test", "closing.test"] {
         let url = format!("https://{host}/version");
         client.get(&url).await.unwrap();
     }
@@ -412,9 +414,12 @@ async fn time_to_connect_counts_once_for_each_connection() {
             "endpoint_connect_seconds_count{{cluster=\"{cluster}\",endpoint=\"{endpoint}\",step=\"{step}\"}}"
         )
     };
-    let counts = ["tcp", "tls"].map(|step| {
-        let of_test = count("test", upstream.address(), step);
-        [(of_test, 1.0), (count("staging", refused, step), 0.0)]
+    let counts = [("tcp", 1.0), ("tls", 0.0)].map(|(step, of_closing)| {
+        [
+            (count("test", upstream.address(), step), 1.0),
+            (count("staging", refused, step), 0.0),
+            (count("closing", closing.address(), step), of_closing),
+        ]
     });
     let counts = counts.as_flattened().iter();
     let counts: Vec<_> = counts

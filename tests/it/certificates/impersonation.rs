@@ -9,7 +9,7 @@ use kube_tls_proxy::config::{ClientCertificatesConfig, NamingConfig};
 use standin::{
     client::{Client, Http2},
     pki::Ca,
-    upstream::{Builder, Received, RequestBody, Upstream, full},
+    upstream::{Builder, Received, RequestBody, ResponseBody, Upstream, full},
     within,
 };
 
@@ -50,6 +50,23 @@ fn setup<'a>(cas: &Authorities, world: &'a World, upstream: &Upstream) -> Setup<
     world
         .proxy(upstream.address())
         .cluster(|cluster| cluster.client_certificates = Some(section))
+}
+
+/// A configuration file of a binary that names users in this way, and the files that it names.
+fn file(world: &World, cas: &Authorities, upstream: &Upstream, naming: &str) -> PathBuf {
+    section(cas, world);
+    world.public_ca.server(&[HOST]).write(&world.dir, "public");
+    world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
+    let text = format!(
+        "listen: ['127.0.0.1:0']\ntimeouts: {{drainDelay: 0s}}\n\
+         log: {{format: json, filter: 'trace,h2=trace,h2::codec=trace,kube_tls_proxy=trace'}}\n\
+         certificates: [{{certificate: public.crt, key: public.key}}]\n\
+         clusters:\n- name: prod\n  hosts: [{HOST}]\n  \
+         upstream: {{url: 'https://{}', ca: cluster-ca.crt, name: kubernetes.default.svc}}\n  \
+         clientCertificates: {{ca: users.crt, {naming}}}\n",
+        upstream.address()
+    );
+    world.dir.write("proxy.yaml", text)
 }
 
 /// An apiserver that knows the token of the proxy and that of one user. `/livez` is open to everyone.
@@ -453,16 +470,17 @@ async fn revocation_ends_impersonated_watch_and_tunnel() {
     assert_token_only_for_users(&upstream);
 }
 
+async fn refuse(_: Request<RequestBody>) -> Response<ResponseBody> {
+    let mut response = Response::new(full("no"));
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
+    response
+}
+
 /// The proxy has verified the user, so the apiserver does not believe the proxy. A hint about the expiry of the token would
 /// be about that of the proxy.
 #[tokio::test]
 async fn apiserver_that_refuses_the_token_is_named() {
     let (world, cas) = (World::new(), Authorities::new());
-    let refuse = async |_| {
-        let mut response = Response::new(full("no"));
-        *response.status_mut() = StatusCode::UNAUTHORIZED;
-        response
-    };
     let upstream = world.apiserver().http(refuse).start().await;
     let setup = setup(&cas, &world, &upstream);
     let claims = URL_SAFE_NO_PAD.encode(r#"{"exp":1}"#);
@@ -534,25 +552,37 @@ async fn reload_changes_how_users_are_named() {
     assert_eq!(request.lines("authorization"), [format!("Bearer {TOKEN}")]);
 }
 
+/// The client sees a 401 and its warning. The operator sees the line, which names what to fix.
+#[tokio::test]
+async fn apiserver_that_refuses_the_proxy_is_logged() {
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = world.apiserver().http(refuse).start().await;
+    for (naming, line) in [
+        (
+            "impersonate: {tokenFile: token}",
+            "apiserver refuses the impersonation token; renew the file",
+        ),
+        (
+            "frontProxy: {certificate: front-proxy.crt, key: front-proxy.key}",
+            "apiserver refuses the front-proxy certificate; check --requestheader-client-ca-file",
+        ),
+    ] {
+        let binary = Binary::start_from_file(&file(&world, &cas, &upstream, naming)).await;
+        let jane = binary.client(&world).identity(cas.jane());
+        assert_eq!(get(&jane, Protocol::Http2, HOST, &[]).await.code, 401);
+        binary.wait_for_line(line).await;
+    }
+}
+
 /// Neither the start, nor requests, nor a damaged file, nor a new token, even with all libraries at level trace.
 #[tokio::test]
 async fn token_of_the_proxy_is_never_logged() {
     let (world, cas) = (World::new(), Authorities::new());
     let upstream = apiserver(&world).start().await;
-    world.public_ca.server(&[HOST]).write(&world.dir, "public");
-    world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
-    world.dir.write("users.crt", cas.users.pem());
+    let naming = "impersonate: {tokenFile: token}";
+    let file = file(&world, &cas, &upstream, naming);
     world.dir.write("token", "proxy.token.Canary5ecret");
-    let text = format!(
-        "listen: ['127.0.0.1:0']\ntimeouts: {{drainDelay: 0s}}\n\
-         log: {{format: json, filter: 'trace,h2=trace,h2::codec=trace,kube_tls_proxy=trace'}}\n\
-         certificates: [{{certificate: public.crt, key: public.key}}]\n\
-         clusters:\n- name: prod\n  hosts: [{HOST}]\n  \
-         upstream: {{url: 'https://{}', ca: cluster-ca.crt, name: kubernetes.default.svc}}\n  \
-         clientCertificates: {{ca: users.crt, impersonate: {{tokenFile: token}}}}\n",
-        upstream.address()
-    );
-    let mut binary = Binary::start_from_file(&world.dir.write("proxy.yaml", text)).await;
+    let mut binary = Binary::start_from_file(&file).await;
     binary.wait_for_line("impersonation token in use").await;
     let jane = || binary.client(&world).identity(cas.jane());
     for protocol in BOTH {
