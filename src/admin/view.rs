@@ -205,12 +205,13 @@ impl View {
                 expires_soon: leaf.expires_soon(now),
             }
         });
+        // In the order of the clusters, of which there may be a thousand.
+        let mut all_clients = report.material.clients().peekable();
         let clusters = report.clusters.iter().zip(&report.material.clusters).map(
             |(cluster, (config, trust))| {
                 let trusted = trust.summaries().iter();
                 let trusted = trusted.map(|ca| TrustedView::new(ca, now));
-                let mut clients = report.material.clients();
-                let clients = clients.find(|(owner, _)| owner.name == config.name);
+                let clients = all_clients.next_if(|(owner, _)| owner.name == config.name);
                 let (requests, counters) = (
                     minute.requests(cluster.name()),
                     sum.cluster(cluster.label()),
