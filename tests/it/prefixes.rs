@@ -247,7 +247,7 @@ async fn log_and_metrics_show_cluster_and_path_of_apiserver() {
     let delete = format!("DELETE /clusters/a{published} HTTP/1.1\r\nHost: {HOST}\r\n\r\n");
     client.send(delete).await;
     assert_eq!(client.response().await.status, 405);
-    let is_refusal = |line: &str| line.contains(published) && line.contains("published_method");
+    let is_refusal = |line: &str| line.contains(published) && line.contains("\"published_method\"");
     let find = |line: &str| is_refusal(line).then_some(());
     binary.wait_for("the refused DELETE", find).await;
     let series = "requests_total{cluster=\"a\",verb=\"list\",resource=\"pods\",code=\"200\",protocol=\"http/1.1\"}";

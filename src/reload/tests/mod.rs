@@ -16,7 +16,7 @@ use crate::{
     cidr::AddressList,
     config::{
         Capacity, ClientCertificatesConfig, ClusterConfig, IdentityFiles, Limits, LogConfig,
-        LogFormat, LoggedUser, NamingConfig, RequestHost, Timeouts, TrustSource,
+        LogFormat, LoggedUser, NamingConfig, PublishConfig, RequestHost, Timeouts, TrustSource,
     },
 };
 
@@ -256,6 +256,21 @@ fn certificates_that_clients_reject_give_warnings_at_start() {
     let mut config = world.config();
     let material = Material::load(&config, year(2025)).unwrap();
     assert_eq!(material.warnings(year(2025)), Vec::<String>::new());
+    // A private CA is no fault, but users of a published kubeconfig need it.
+    config.clusters[0].publish = Some(PublishConfig {
+        exec: None,
+        ca: None,
+    });
+    let material = Material::load(&config, year(2025)).unwrap();
+    let warnings = material.warnings(year(2025));
+    let [published] = warnings.as_slice() else {
+        panic!("{warnings:?}");
+    };
+    assert!(
+        published.starts_with("publish of test: clients that use the kubeconfig reject"),
+        "{published}"
+    );
+    config.clusters[0].publish = None;
     config.clusters[0].hosts = vec![HOST.into(), "other.test".into()];
     standin::pki::Identity::self_signed(&[HOST]).write(&world.dir, "tls");
     let material = Material::load(&config, year(2025)).unwrap();
