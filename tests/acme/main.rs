@@ -314,7 +314,8 @@ async fn external_account_is_bound_and_a_wrong_key_is_named() {
     let mut acme = scene
         .pebble
         .config(&[HOST], &scene.world.dir.path().join("refused"));
-    let wrong = world
+    let wrong = scene
+        .world
         .dir
         .write("wrong.key", "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3I");
     acme.external_account = Some(ExternalAccount {
