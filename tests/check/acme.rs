@@ -94,53 +94,52 @@ async fn offline_check_of_acme_does_not_ask_the_ca() {
 }
 
 #[tokio::test]
-async fn faults_of_acme_are_found() {
+async fn proxy_without_port_443_is_warned_of_with_acme() {
     let world = World::new();
     let ca = directory(&world, StatusCode::OK, DIRECTORY).await;
-    let good = url(&ca);
-    let refused = refused().await.to_string();
-    let result = run(&world, &good, &[("--listen", &refused)], &[]).await;
+    let other_port = refused().await.to_string();
+    let result = run(&world, &url(&ca), &[("--listen", &other_port)], &[]).await;
     let fix = "add a listener on [::]:443";
     result.assert_finding(0, '!', "listen", "connects to port 443", fix);
+}
+
+#[tokio::test]
+async fn unusable_acme_store_is_found() {
+    let world = World::new();
+    let ca = directory(&world, StatusCode::OK, DIRECTORY).await;
     let file = world.dir.write("a-file", "");
-    let result = run(&world, &good, &[("--acme-store", path(&file))], &[]).await;
-    let (text, fix) = (
-        "cannot open the ACME store",
-        "give a folder that this user may write",
-    );
+    let result = run(&world, &url(&ca), &[("--acme-store", path(&file))], &[]).await;
+    let text = "cannot open the ACME store";
+    let fix = "give a folder that this user may write";
     result.assert_finding(1, '✗', "certificate", text, fix);
-    let result = run(&world, &good, &[("--acme", "kube.invalid")], &[]).await;
-    let (text, fix) = (
-        "kube.invalid has no address in DNS",
-        "add an A or AAAA record",
-    );
-    result.assert_finding(1, '✗', "hosts", text, fix);
-    let refused = format!("https://{refused}/dir");
-    let result = run(&world, &refused, &[], &[]).await;
-    let (text, fix) = (
-        "/dir: cannot connect to 127.0.0.1:",
-        "the firewall for outgoing",
-    );
-    result.assert_finding(1, '✗', "certificate", text, fix);
-    for (status, content, text) in [
+}
+
+#[tokio::test]
+async fn acme_name_without_address_is_found() {
+    let world = World::new();
+    let ca = directory(&world, StatusCode::OK, DIRECTORY).await;
+    let result = run(&world, &url(&ca), &[("--acme", "kube.invalid")], &[]).await;
+    let text = "kube.invalid has no address in DNS";
+    result.assert_finding(1, '✗', "hosts", text, "add an A or AAAA record");
+}
+
+#[tokio::test]
+async fn acme_directory_that_cannot_be_used_is_found() {
+    let world = World::new();
+    let stranger = directory(&World::new(), StatusCode::OK, DIRECTORY).await;
+    let no_page = directory(&world, StatusCode::NOT_FOUND, DIRECTORY).await;
+    let no_directory = directory(&world, StatusCode::OK, "{}").await;
+    let nobody = format!("https://{}/dir", refused().await);
+    for (directory, text) in [
+        (nobody, "/dir: cannot connect to 127.0.0.1:"),
+        (url(&stranger), "/dir: cannot connect to 127.0.0.1:"),
+        (url(&no_page), "/dir: the response is 404 Not Found"),
         (
-            StatusCode::NOT_FOUND,
-            DIRECTORY,
-            "/dir: the response is 404 Not Found",
-        ),
-        (
-            StatusCode::OK,
-            "{}",
+            url(&no_directory),
             "/dir: the response is not an ACME directory",
         ),
     ] {
-        let ca = directory(&world, status, content).await;
-        let result = run(&world, &url(&ca), &[], &[]).await;
-        result.assert_finding(1, '✗', "certificate", text, "check the URL");
+        let result = run(&world, &directory, &[], &[]).await;
+        result.assert_finding(1, '✗', "certificate", text, "`directoryCa`");
     }
-    let stranger = World::new();
-    let ca = directory(&stranger, StatusCode::OK, DIRECTORY).await;
-    let result = run(&world, &url(&ca), &[], &[]).await;
-    let text = "/dir: cannot connect to 127.0.0.1:";
-    result.assert_finding(1, '✗', "certificate", text, "`directoryCa`");
 }
