@@ -37,7 +37,7 @@ use standin::{
     within,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     process::Command,
 };
@@ -289,6 +289,33 @@ async fn second_process_on_the_same_store_is_refused() {
         stderr.contains("is in use by another process; stop that one"),
         "{stderr}"
     );
+}
+
+/// As at an upgrade: the new process starts while the old one has the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn new_process_takes_the_store_over_with_reuse_port() {
+    let Some(scene) = Scene::new().await else {
+        return;
+    };
+    let serve = || scene.serve(scene.port).arg("--reuse-port").spawn().unwrap();
+    let mut old = serve();
+    scene.wait_for_get(HOST).await;
+    let mut new = serve();
+    let mut lines = BufReader::new(new.stderr.take().unwrap()).lines();
+    let waits = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("waiting for the ACME store") {
+                return;
+            }
+        }
+        panic!("the new process has ended");
+    };
+    within("the new process", waits).await;
+    // Only the owner of the store orders another one.
+    fs::remove_file(scene.store().join("certificate.pem")).unwrap();
+    old.kill().await.unwrap();
+    scene.pebble.wait_for("Issued certificate", 2).await;
+    scene.wait_for_get(HOST).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
