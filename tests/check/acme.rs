@@ -129,9 +129,9 @@ async fn acme_directory_that_cannot_be_used_is_found() {
     let stranger = directory(&World::new(), StatusCode::OK, DIRECTORY).await;
     let no_page = directory(&world, StatusCode::NOT_FOUND, DIRECTORY).await;
     let no_directory = directory(&world, StatusCode::OK, "{}").await;
-    let nobody = format!("https://{}/dir", refused().await);
+    let closed = format!("https://{}/dir", refused().await);
     for (directory, text) in [
-        (nobody, "/dir: cannot connect to 127.0.0.1:"),
+        (closed, "/dir: cannot connect to 127.0.0.1:"),
         (url(&stranger), "/dir: cannot connect to 127.0.0.1:"),
         (url(&no_page), "/dir: the response is 404 Not Found"),
         (
