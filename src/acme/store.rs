@@ -1,7 +1,7 @@
 //! The folder in which ACME keeps its account, the order in progress, and the certificate with its key.
 //!
-//! One process at a time uses a store. A file is replaced by a rename, so that a crash leaves the old one or the new one,
-//! and only the owner can read it.
+//! One process at a time uses a store. A file is replaced by a rename, so that a crash leaves the old one or the new
+//! one, and only the owner can read it.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},

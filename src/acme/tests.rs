@@ -88,8 +88,9 @@ async fn certificate_for_other_names_is_ordered_again_at_once() {
     let mut renewal = renewal(&config);
     assert_eq!(renewal.step(&opened).await, Duration::from_secs(60));
     assert_eq!(renewal.failures, 1);
-    // The operator restores the certificate from a backup.
+    // The operator restores the certificate from a backup. The CA is asked for a window again, at once.
     store(&config, &Ca::new("CA").server(&["kube.test"]));
+    assert_eq!(renewal.step(&opened).await, Duration::ZERO);
     assert_eq!(renewal.step(&opened).await, MAX_SLEEP);
     assert_eq!(renewal.failures, 0);
     assert_eq!(renewal.reports.of(&config).unwrap().failure, None);

@@ -1,4 +1,4 @@
-//! Checks a certificate that comes from a CA by ACME, as far as that can be seen from inside: it makes no order and
+//! Checks a certificate that comes from a CA by ACME, as far as the machine itself can see it. Makes no order, and
 //! writes no file.
 
 use std::{collections::BTreeSet, net::IpAddr};
@@ -27,7 +27,7 @@ pub(super) async fn check(
         Err(error) => recorder.failed(Check::Certificate, Message::from_error(&error)),
     }
     let mut addresses = config.listen.iter().map(|entry| entry.address);
-    if !addresses.any(|address| address.port() == HTTPS_PORT || address.port() == 0) {
+    if !addresses.any(|address| address.port() == HTTPS_PORT) {
         let text =
             "the CA connects to port 443 to validate a name, and the proxy does not listen there";
         let fix = "add a listener on [::]:443, or have port 443 of the public address forwarded to this one";

@@ -15,7 +15,7 @@ use crate::{
     pki::{CertificateSubject, ClientIdentity, TokenFile},
     reload::{ClientMaterial, NamingMaterial},
     text::error_chain,
-    upstream::{Impersonator, RemoteUser},
+    upstream::{RemoteUser, UserNaming},
 };
 
 /// The user whom an apiserver finds in a request.
@@ -167,7 +167,8 @@ async fn impersonated(
     token: &Arc<TokenFile>,
     user: &RemoteUser,
 ) -> Result<UserInfo, String> {
-    let right = Impersonator::new(token).right();
+    let naming = UserNaming::Impersonator(Arc::clone(token));
+    let right = naming.right(SystemTime::now());
     let right = right.map_err(|error| error.to_string())?;
     let mut headers = HeaderMap::new();
     right.write(user, &mut headers);

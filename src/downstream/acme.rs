@@ -1,5 +1,5 @@
-//! What a `ClientHello` gets while certificates come from a CA by ACME: the answer to a challenge, an alert because there is
-//! no certificate yet, or the handshake that all other clients get.
+//! Decides about a `ClientHello` while certificates come from a CA by ACME: it gets the answer to a challenge, an alert
+//! because the certificate does not exist yet, or the handshake that all other clients get.
 //!
 //! A challenge ends with its handshake. Its TLS settings offer no protocol of a client, and the connection is closed.
 
@@ -32,8 +32,8 @@ pub(super) enum AcmeReply {
 }
 
 impl AcmeNames {
-    /// `pending` are the names of the certificates that a CA has yet to issue; `has_certificate` is whether there is any
-    /// other.
+    /// `pending` are the names of the certificates that a CA has yet to issue; `has_certificate` says whether another
+    /// one exists.
     #[must_use]
     pub fn new(challenges: Arc<AcmeChallenges>, pending: &[String], has_certificate: bool) -> Self {
         let mut names = HostMap::default();

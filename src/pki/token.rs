@@ -2,16 +2,17 @@
 //!
 //! A token in a pod changes about every hour, so the file is read again at every reload, whatever has become of the
 //! other files. A file that cannot be used is no error of the configuration: it stops only the users of client
-//! certificates. The last token is not kept then, because its owner may have taken it away. No message repeats any part of
-//! the file.
+//! certificates. The last token is not kept then, because its owner may have taken it away. No message repeats any part
+//! of the file.
 
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
+use arc_swap::ArcSwap;
 use http::HeaderValue;
-use tokio::sync::watch;
 
 use crate::{
     config::{ReadError, read_file},
@@ -23,7 +24,7 @@ use crate::{
 pub struct TokenFile {
     path: PathBuf,
     /// `Bearer` and the token, or why there is none.
-    authorization: watch::Sender<Result<HeaderValue, String>>,
+    authorization: ArcSwap<Result<HeaderValue, String>>,
 }
 
 impl TokenFile {
@@ -32,18 +33,14 @@ impl TokenFile {
     pub fn load(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
-            authorization: watch::Sender::new(read(path)),
+            authorization: ArcSwap::from_pointee(read(path)),
         }
     }
 
     /// Reads the file again. Returns whether anything has changed.
     pub fn renew(&self) -> bool {
-        let read = read(&self.path);
-        self.authorization.send_if_modified(|current| {
-            let has_changed = *current != read;
-            *current = read;
-            has_changed
-        })
+        let read = Arc::new(read(&self.path));
+        self.authorization.swap(Arc::clone(&read)) != read
     }
 
     /// The path of the file.
@@ -52,16 +49,16 @@ impl TokenFile {
         &self.path
     }
 
-    /// The value of `Authorization`. Only `Impersonator` (`upstream`) may call it (tests/tidy.rs): it sends the token together
-    /// with the name of a user, and in no other way.
+    /// The value of `Authorization`. Only `UserNaming` (`upstream`) may call it (tests/tidy.rs): it sends the token
+    /// together with the name of a user, and in no other way.
     pub(crate) fn bearer(&self) -> Option<HeaderValue> {
-        self.authorization.borrow().as_ref().ok().cloned()
+        (**self.authorization.load()).as_ref().ok().cloned()
     }
 
     /// A sentence about a file that cannot be used; `None` for any other.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        let reason = self.authorization.borrow().as_ref().err().cloned()?;
+        let reason = (**self.authorization.load()).as_ref().err().cloned()?;
         let path = quote::path(&self.path);
         Some(format!(
             "users of client certificates get a 503, because the token file {path} cannot be used: {reason}"
@@ -101,8 +98,8 @@ fn read(path: &Path) -> Result<HeaderValue, String> {
     value.map_err(|error| error_chain(&error).to_string())
 }
 
-/// The value of `Authorization` for this content of a file. Blanks and line breaks around the token do not count, as for
-/// client-go: `kubectl create token` writes one after it.
+/// The value of `Authorization` for this content of a file. Blanks and line breaks around the token do not count, as
+/// for client-go: `kubectl create token` writes one after it.
 fn authorization(bytes: &[u8]) -> Result<HeaderValue, TokenFileError> {
     let token = bytes.trim_ascii();
     if token.is_empty() {

@@ -322,9 +322,9 @@ pub(crate) async fn certificate_ended(certificate: Option<&PresentedCertificate>
     }
 }
 
-/// Returns the user as whom a request goes to the apiserver, with the right to say so, or `None` if the request speaks for
-/// itself, with or without a token. kube-apiserver decides in the same way: a valid certificate counts more than a token, and one that
-/// is not valid does not break a token.
+/// Returns the user as whom a request goes to the apiserver, with the right to say so, or `None` if the request speaks
+/// for itself, with or without a token. kube-apiserver decides in the same way: a valid certificate counts more than a
+/// token, and one that is not valid does not break a token.
 ///
 /// # Errors
 ///

@@ -7,7 +7,7 @@ use crate::{
     config::{ClusterConfig, Config, RequestHost, TrustSource},
     metrics::ClusterLabels,
     pki::{ClientIdentity, Identity},
-    upstream::{ClientTls, Cluster, Endpoints, FrontProxy, Impersonator, UserNaming},
+    upstream::{ClientTls, Cluster, Endpoints, FrontProxy, UserNaming},
 };
 
 /// The clusters of a new snapshot. A cluster that has not changed since `old` is taken from there, with its leases.
@@ -90,7 +90,7 @@ pub(super) fn build_namings(
                     kept.unwrap_or_else(|| Arc::new(FrontProxy::new(cluster, identity)));
                 UserNaming::FrontProxy(front_proxy)
             }
-            NamingMaterial::Token(token) => UserNaming::Impersonator(Impersonator::new(token)),
+            NamingMaterial::Token(token) => UserNaming::Impersonator(Arc::clone(token)),
         })
     };
     let all = clusters.iter().zip(&material.clusters);

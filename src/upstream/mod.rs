@@ -43,8 +43,7 @@ pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
 pub use tls::{ClientTls, VerifyError, WrongKeyError};
 pub use user_naming::{
-    Impersonator, NamingError, NamingRight, RemoteUser, UpstreamRequest, UserNaming,
-    is_impersonating,
+    NamingError, NamingRight, RemoteUser, UpstreamRequest, UserNaming, is_impersonating,
 };
 
 /// The fuzz body of this module: the frames of HTTP/2.

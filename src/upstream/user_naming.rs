@@ -1,11 +1,11 @@
 //! How the proxy tells an apiserver who the owner of a client certificate is, and which requests may say so.
 //!
-//! With a front-proxy certificate the connection is the credential: a request for a user leaves only on connections with
-//! this certificate, and those carry nothing else. With a token the credential is in each request: a connection without a
-//! certificate of the proxy remembers nothing of it, so such requests share the leases of their client, and a new token
-//! ends no connection. [`UpstreamRequest`] is the only type that a lease sends. [`UpstreamRequest::for_user`] is the only
-//! way in which the token gets into one, and it writes a user beside it. Proof: tests/it
-//! `certificates::impersonation`.
+//! With a front-proxy certificate the connection is the credential: a request for a user leaves only on connections
+//! with this certificate, and those carry nothing else. With a token the credential is in each request: a connection
+//! without a certificate of the proxy remembers nothing of it, so such requests share the leases of their client, and
+//! a new token ends no connection. [`UpstreamRequest`] is the only type that a lease sends.
+//! [`UpstreamRequest::for_user`] is the only way in which the token gets into one, and it writes a user beside it.
+//! Proof: tests/it `certificates::impersonation`.
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
@@ -26,8 +26,8 @@ use crate::{
 pub enum UserNaming {
     /// In `X-Remote-*` fields, on connections with a certificate that it believes.
     FrontProxy(Arc<FrontProxy>),
-    /// In `Impersonate-*` fields, beside a token of the proxy.
-    Impersonator(Impersonator),
+    /// In `Impersonate-*` fields, beside the token that this file has at the time of a request.
+    Impersonator(Arc<TokenFile>),
 }
 
 impl UserNaming {
@@ -42,30 +42,11 @@ impl UserNaming {
                 Err(NamingError::FrontProxyExpired)
             }
             Self::FrontProxy(front_proxy) => Ok(NamingRight(Credential::Connection(front_proxy))),
-            Self::Impersonator(impersonator) => impersonator.right(),
+            Self::Impersonator(token) => {
+                let authorization = token.bearer().ok_or(NamingError::NoToken)?;
+                Ok(NamingRight(Credential::Token(authorization)))
+            }
         }
-    }
-}
-
-/// The token of the proxy for one cluster, which an apiserver lets impersonate users.
-#[derive(Debug, Clone)]
-pub struct Impersonator(Arc<TokenFile>);
-
-impl Impersonator {
-    /// Impersonates with the token that this file has at the time of a request.
-    #[must_use]
-    pub fn new(token: &Arc<TokenFile>) -> Self {
-        Self(Arc::clone(token))
-    }
-
-    /// The right to name the user of one request.
-    ///
-    /// # Errors
-    ///
-    /// The file has no token.
-    pub fn right(&self) -> Result<NamingRight<'static>, NamingError> {
-        let authorization = self.0.bearer().ok_or(NamingError::NoToken)?;
-        Ok(NamingRight(Credential::Token(authorization)))
     }
 }
 
@@ -98,8 +79,8 @@ impl fmt::Debug for NamingRight<'_> {
 }
 
 impl NamingRight<'_> {
-    /// Writes the user and, if it is a token, the credential of the proxy. Fields that say who sends the request or who it is
-    /// for must have been removed, or are replaced.
+    /// Writes the user and, if it is a token, the credential of the proxy. Fields that say who sends the request or who
+    /// it is for must have been removed, or are replaced.
     pub(crate) fn write(self, user: &RemoteUser, headers: &mut HeaderMap) {
         match self.0 {
             Credential::Connection(_) => user.write(&X_REMOTE, headers),
@@ -122,8 +103,8 @@ pub struct RemoteUser {
 }
 
 impl RemoteUser {
-    /// The owner of a certificate, as kube-apiserver would read it: user, groups and id, and the fingerprint as the id of
-    /// the credential.
+    /// The owner of a certificate, as kube-apiserver would read it: user, groups and id, and the fingerprint as the id
+    /// of the credential.
     ///
     /// # Errors
     ///
@@ -227,8 +208,8 @@ impl<'a> UpstreamRequest<'a> {
     }
 }
 
-/// Whether a client says in these fields as whom its request shall be done (`kubectl --as`). Fields that the apiserver does
-/// not know yet count too, and so do names with `_`, which some servers read as `-`.
+/// Whether a client says in these fields as whom its request shall be done (`kubectl --as`). Fields that the apiserver
+/// does not know yet count too, and so do names with `_`, which some servers read as `-`.
 #[must_use]
 pub fn is_impersonating(headers: &HeaderMap) -> bool {
     headers.keys().any(is_impersonation)

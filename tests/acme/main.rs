@@ -1,6 +1,6 @@
 //! A certificate by ACME, from Pebble, the test CA of Let's Encrypt.
 //!
-//! Needs `pebble`: `.ci/run acme` builds it with Go from the versions in `tests/acme/go.mod`. If it is not installed,
+//! Needs `pebble`: `.ci/run` builds it with Go from the versions in `tests/acme/go.mod`. If it is not installed,
 //! the tests print a line and pass; with `REQUIRE_PEBBLE=1` they fail.
 
 #![expect(
@@ -20,7 +20,7 @@ mod proxy;
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::PathBuf,
     process::Stdio,
     sync::{
         Arc,
@@ -30,14 +30,14 @@ use std::{
 };
 
 use kube_tls_proxy::config::{AcmeConfig, CertificateSource, ExternalAccount};
-use serde_json::json;
+use serde_json::{Value, json};
 use standin::{
     client::{Client, Http1},
     upstream::Upstream,
     within,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
     process::Command,
 };
@@ -55,20 +55,6 @@ fn setup<'a>(world: &'a World, upstream: &Upstream, port: u16, acme: AcmeConfig)
     setup.config.identities = vec![CertificateSource::Acme(acme)];
     setup.config.listen = vec![local(port).into()];
     setup
-}
-
-/// Waits until a client that trusts `root` gets a response under this name.
-async fn wait_for_get(port: u16, root: &str, name: &str) -> Client {
-    let client = Client::new(local(port)).trust_pem(root).sni(name);
-    let served = async {
-        while client.connect().await.is_err() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    within("a verified handshake", served).await;
-    let response = client.http1().await.get(name, "/version", "").await;
-    assert_eq!(response.status, 200);
-    client
 }
 
 async fn admin(address: SocketAddr, path: &str) -> String {
@@ -96,74 +82,129 @@ async fn wait_for_metric(proxy: &Proxy, name: &str, wanted: f64) {
 const ISSUED: &str = "kube_tls_proxy_acme_orders_total{name=\"kube.test\",result=\"ok\"}";
 const FAILED: &str = "kube_tls_proxy_acme_orders_total{name=\"kube.test\",result=\"failed\"}";
 
-/// The command for a proxy of the binary, on this port and with this store.
-fn serve(world: &World, upstream: &Upstream, pebble: &Pebble, port: u16, store: &Path) -> Command {
-    let ca = world.dir.write("cluster-ca.crt", world.cluster_ca.pem());
-    let kubeconfig = json!({
-        "current-context": "a",
-        "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
-        "clusters": [{"name": "a", "cluster": {
-            "server": format!("https://{}", upstream.address()),
-            "certificate-authority": ca,
-            "tls-server-name": APISERVER,
-        }}],
-        "users": [{"name": "a", "user": {}}],
-    });
-    let kubeconfig = world.dir.write("cluster.conf", kubeconfig.to_string());
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
-    command
-        .args(["serve", "--acme", HOST, "--acme-email", "ops@example.com"])
-        .args(["--acme-directory", &pebble.directory()])
-        .arg("--acme-directory-ca")
-        .arg(pebble.directory_ca())
-        .arg("--acme-store")
-        .arg(store)
-        .arg("--kubeconfig")
-        .arg(kubeconfig)
-        .args(["--listen", &local(port).to_string(), "--workers", "2"])
-        .env_clear()
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
+/// A CA that validates names on one port, and what a proxy on that port needs.
+struct Scene {
+    world: World,
+    port: u16,
+    pebble: Pebble,
+    /// The root that its certificates lead to, in PEM.
+    root: String,
+    upstream: Upstream,
 }
+
+impl Scene {
+    /// `None` if Pebble is not installed.
+    async fn new() -> Option<Self> {
+        Self::with(json!({}), VALIDATE_AT_ONCE).await
+    }
+
+    /// The same, with these settings and variables of Pebble.
+    async fn with(settings: Value, variables: &[(&str, &str)]) -> Option<Self> {
+        let (world, port) = (World::new(), free_port());
+        let pebble = Pebble::start(port, settings, variables).await?;
+        Some(Self {
+            root: pebble.root().await,
+            upstream: world.apiserver().start().await,
+            world,
+            port,
+            pebble,
+        })
+    }
+
+    fn store(&self) -> PathBuf {
+        self.world.dir.path().join("state/store")
+    }
+
+    /// A proxy in this process, with a certificate for these names.
+    fn proxy(&self, names: &[&str]) -> Proxy {
+        let acme = self.pebble.config(names, &self.store());
+        setup(&self.world, &self.upstream, self.port, acme).start()
+    }
+
+    /// Waits until a client that trusts the CA gets a response under this name.
+    async fn wait_for_get(&self, name: &str) -> Client {
+        let client = Client::new(local(self.port))
+            .trust_pem(&self.root)
+            .sni(name);
+        let served = async {
+            while client.connect().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        within("a verified handshake", served).await;
+        let response = client.http1().await.get(name, "/version", "").await;
+        assert_eq!(response.status, 200);
+        client
+    }
+
+    /// The command for a proxy of the binary, on this port.
+    fn serve(&self, port: u16) -> Command {
+        let ca = self
+            .world
+            .dir
+            .write("cluster-ca.crt", self.world.cluster_ca.pem());
+        let kubeconfig = json!({
+            "current-context": "a",
+            "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+            "clusters": [{"name": "a", "cluster": {
+                "server": format!("https://{}", self.upstream.address()),
+                "certificate-authority": ca,
+                "tls-server-name": APISERVER,
+            }}],
+            "users": [{"name": "a", "user": {}}],
+        });
+        let kubeconfig = self.world.dir.write("cluster.conf", kubeconfig.to_string());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
+        command
+            .args(["serve", "--acme", HOST, "--acme-email", "ops@example.com"])
+            .args(["--acme-directory", &self.pebble.directory()])
+            .arg("--acme-directory-ca")
+            .arg(self.pebble.directory_ca())
+            .arg("--acme-store")
+            .arg(self.store())
+            .arg("--kubeconfig")
+            .arg(kubeconfig)
+            .args(["--listen", &local(port).to_string(), "--workers", "2"])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+}
+
+const VALIDATE_AT_ONCE: &[(&str, &str)] = &[("PEBBLE_VA_NOSLEEP", "1")];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_command_on_an_empty_machine_serves_kubectl() {
-    let (world, port) = (World::new(), free_port());
-    let Some(pebble) = Pebble::start(port).await else {
+    let Some(scene) = Scene::new().await else {
         return;
     };
-    let root = pebble.root().await;
-    let upstream = world.apiserver().start().await;
-    let store = world.dir.path().join("state/kube-tls-proxy");
     let began = Instant::now();
-    let _child = serve(&world, &upstream, &pebble, port, &store)
-        .spawn()
-        .unwrap();
-    wait_for_get(port, &root, HOST).await;
+    let _child = scene.serve(scene.port).spawn().unwrap();
+    scene.wait_for_get(HOST).await;
     let took = began.elapsed();
     assert!(took < Duration::from_secs(10), "{took:?}");
     eprintln!("from nothing to a verified GET: {took:?}");
-    let names: Vec<_> = fs::read_dir(&store)
+    let names: Vec<_> = fs::read_dir(scene.store())
         .unwrap()
         .map(|it| it.unwrap().file_name())
         .collect();
     assert_eq!(names.len(), 3, "account, certificate and lock: {names:?}");
     // kubectl, as a user has it.
-    let ca = world.dir.write("public-ca.crt", root);
+    let ca = scene.world.dir.write("public-ca.crt", &scene.root);
     let kubectl = Command::new("kubectl")
         .args([
             "--server",
-            &format!("https://127.0.0.1:{port}"),
+            &format!("https://{}", local(scene.port)),
             "--tls-server-name",
             HOST,
         ])
         .arg("--certificate-authority")
         .arg(ca)
         .args(["--token", "a-token", "get", "--raw", "/version"])
-        .env("HOME", world.dir.path())
+        .env("HOME", scene.world.dir.path())
         .output()
         .await;
     match kubectl {
@@ -174,17 +215,12 @@ async fn one_command_on_an_empty_machine_serves_kubectl() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn renewals_under_load_lose_no_request() {
-    let (world, port) = (World::new(), free_port());
     let profiles = json!({"profiles": {"default": {"description": "", "validityPeriod": 6}}});
-    let Some(pebble) = Pebble::start_with(port, profiles, &[("PEBBLE_VA_NOSLEEP", "1")]).await
-    else {
+    let Some(scene) = Scene::with(profiles, VALIDATE_AT_ONCE).await else {
         return;
     };
-    let root = pebble.root().await;
-    let upstream = world.apiserver().start().await;
-    let acme = pebble.config(&[HOST], &world.dir.path().join("store"));
-    let proxy = setup(&world, &upstream, port, acme).start();
-    let client = wait_for_get(port, &root, HOST).await;
+    let proxy = scene.proxy(&[HOST]);
+    let client = scene.wait_for_get(HOST).await;
     let (stop, requests) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicUsize::new(0)),
@@ -217,48 +253,35 @@ async fn renewals_under_load_lose_no_request() {
     assert!(requests.load(Ordering::Relaxed) > 500);
     assert_eq!(metric(proxy.admin(), FAILED).await, 0.0);
     // One account for all of them.
-    assert_eq!(pebble.count("There are now 1 accounts in memory"), 1);
+    assert_eq!(scene.pebble.count("There are now 1 accounts in memory"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn order_of_a_killed_process_is_completed_at_the_next_start() {
-    let (world, port) = (World::new(), free_port());
-    let Some(pebble) = Pebble::start(port).await else {
+    let Some(scene) = Scene::new().await else {
         return;
     };
-    let root = pebble.root().await;
-    let upstream = world.apiserver().start().await;
-    let store = world.dir.path().join("store");
-    let mut child = serve(&world, &upstream, &pebble, port, &store)
-        .spawn()
-        .unwrap();
+    let store = scene.store();
+    let mut child = scene.serve(scene.port).spawn().unwrap();
     // The CA has issued, and the proxy has not asked for the certificate yet.
-    pebble.wait_for("Issued certificate", 1).await;
+    scene.pebble.wait_for("Issued certificate", 1).await;
     child.kill().await.unwrap();
     assert!(store.join("order.json").exists());
     assert!(!store.join("certificate.pem").exists());
-    let _child = serve(&world, &upstream, &pebble, port, &store)
-        .spawn()
-        .unwrap();
-    wait_for_get(port, &root, HOST).await;
-    assert_eq!(pebble.count("Issued certificate"), 1);
+    let _child = scene.serve(scene.port).spawn().unwrap();
+    scene.wait_for_get(HOST).await;
+    assert_eq!(scene.pebble.count("Issued certificate"), 1);
     assert!(!store.join("order.json").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn second_process_on_the_same_store_is_refused() {
-    let (world, port) = (World::new(), free_port());
-    let Some(pebble) = Pebble::start(port).await else {
+    let Some(scene) = Scene::new().await else {
         return;
     };
-    let root = pebble.root().await;
-    let upstream = world.apiserver().start().await;
-    let store = world.dir.path().join("store");
-    let _child = serve(&world, &upstream, &pebble, port, &store)
-        .spawn()
-        .unwrap();
-    wait_for_get(port, &root, HOST).await;
-    let mut second = serve(&world, &upstream, &pebble, free_port(), &store);
+    let _child = scene.serve(scene.port).spawn().unwrap();
+    scene.wait_for_get(HOST).await;
+    let mut second = scene.serve(free_port());
     let output = within("the second process", second.output()).await.unwrap();
     assert_eq!(output.status.code(), Some(2));
     let stderr = String::from_utf8(output.stderr).unwrap();
@@ -268,55 +291,77 @@ async fn second_process_on_the_same_store_is_refused() {
     );
 }
 
+/// As at an upgrade: the new process starts while the old one has the store.
 #[tokio::test(flavor = "multi_thread")]
-async fn address_and_name_in_one_certificate() {
-    let (world, port) = (World::new(), free_port());
-    let Some(pebble) = Pebble::start(port).await else {
+async fn new_process_takes_the_store_over_with_reuse_port() {
+    let Some(scene) = Scene::new().await else {
         return;
     };
-    let root = pebble.root().await;
-    let upstream = world.apiserver().start().await;
-    let acme = pebble.config(&[HOST, "127.0.0.1"], &world.dir.path().join("store"));
-    let _proxy = setup(&world, &upstream, port, acme).start();
-    wait_for_get(port, &root, HOST).await;
-    wait_for_get(port, &root, "127.0.0.1").await;
+    let serve = || scene.serve(scene.port).arg("--reuse-port").spawn().unwrap();
+    let mut old = serve();
+    scene.wait_for_get(HOST).await;
+    let mut new = serve();
+    let mut lines = BufReader::new(new.stderr.take().unwrap()).lines();
+    let waits = async {
+        while let Some(line) = lines.next_line().await.unwrap() {
+            if line.contains("waiting for the ACME store") {
+                return;
+            }
+        }
+        panic!("the new process has ended");
+    };
+    within("the new process", waits).await;
+    // Only the owner of the store orders another one.
+    fs::remove_file(scene.store().join("certificate.pem")).unwrap();
+    old.kill().await.unwrap();
+    scene.pebble.wait_for("Issued certificate", 2).await;
+    scene.wait_for_get(HOST).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn address_and_name_in_one_certificate() {
+    let Some(scene) = Scene::new().await else {
+        return;
+    };
+    let _proxy = scene.proxy(&[HOST, "127.0.0.1"]);
+    scene.wait_for_get(HOST).await;
+    scene.wait_for_get("127.0.0.1").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn external_account_is_bound_and_a_wrong_key_is_named() {
-    let (world, port) = (World::new(), free_port());
     let key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
     let settings = json!({
         "externalAccountBindingRequired": true,
         "externalAccountMACKeys": {"kid-1": key},
     });
-    let Some(pebble) = Pebble::start_with(port, settings, &[("PEBBLE_VA_NOSLEEP", "1")]).await
-    else {
+    let Some(scene) = Scene::with(settings, VALIDATE_AT_ONCE).await else {
         return;
     };
-    let root = pebble.root().await;
-    let upstream = world.apiserver().start().await;
-    let mut acme = pebble.config(&[HOST], &world.dir.path().join("refused"));
-    let wrong = world
+    let mut acme = scene
+        .pebble
+        .config(&[HOST], &scene.world.dir.path().join("refused"));
+    let wrong = scene
+        .world
         .dir
         .write("wrong.key", "d3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3Jvbmcgd3I");
     acme.external_account = Some(ExternalAccount {
         key_id: "kid-1".into(),
         key_file: wrong,
     });
-    let refused = setup(&world, &upstream, free_port(), acme.clone()).start();
+    let refused = setup(&scene.world, &scene.upstream, free_port(), acme.clone()).start();
     wait_for_metric(&refused, FAILED, 1.0).await;
     let ready = admin(refused.admin(), "/readyz?verbose").await;
     let why = "[-]certificate failed: kube.test: no certificate yet: the CA refuses: ";
     assert!(ready.contains(why), "{ready}");
-    let key_file = world.dir.write("right.key", format!("{key}\n"));
-    acme.store = world.dir.path().join("bound");
+    let key_file = scene.world.dir.write("right.key", format!("{key}\n"));
+    acme.store = scene.world.dir.path().join("bound");
     acme.external_account = Some(ExternalAccount {
         key_id: "kid-1".into(),
         key_file,
     });
-    let _proxy = setup(&world, &upstream, port, acme).start();
-    wait_for_get(port, &root, HOST).await;
+    let _proxy = setup(&scene.world, &scene.upstream, scene.port, acme).start();
+    scene.wait_for_get(HOST).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -355,19 +400,14 @@ async fn unissued_certificate_means_an_alert_and_readyz_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn challenge_handshake_never_reaches_http() {
-    let (world, port) = (World::new(), free_port());
     // The CA waits before it validates.
-    let Some(pebble) = Pebble::start_with(port, json!({}), &[("PEBBLE_VA_SLEEPTIME", "3")]).await
-    else {
+    let Some(scene) = Scene::with(json!({}), &[("PEBBLE_VA_SLEEPTIME", "3")]).await else {
         return;
     };
-    let root = pebble.root().await;
-    let upstream = world.apiserver().start().await;
-    let acme = pebble.config(&[HOST], &world.dir.path().join("store"));
-    let proxy = setup(&world, &upstream, port, acme).start();
+    let proxy = scene.proxy(&[HOST]);
     let answered = async {
         loop {
-            if let Some(stream) = challenge(port, HOST).await {
+            if let Some(stream) = challenge(scene.port, HOST).await {
                 return stream;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -389,11 +429,11 @@ async fn challenge_handshake_never_reaches_http() {
         .await
         .ok();
     assert_eq!(received, b"");
-    assert!(upstream.requests().is_empty());
+    assert!(scene.upstream.requests().is_empty());
     // A name without a challenge, and the same name without that protocol.
-    assert!(challenge(port, "other.test").await.is_none());
-    wait_for_get(port, &root, HOST).await;
-    assert!(challenge(port, HOST).await.is_none());
+    assert!(challenge(scene.port, "other.test").await.is_none());
+    scene.wait_for_get(HOST).await;
+    assert!(challenge(scene.port, HOST).await.is_none());
     let label = "kube_tls_proxy_handshakes_total{result=\"challenge\"}";
     assert!(metric(proxy.admin(), label).await >= 2.0);
 }
@@ -453,18 +493,14 @@ impl rustls::client::danger::ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// Of a CA that is asked for a name that it must not issue for.
+/// The CA must not issue a certificate for this name.
 #[tokio::test(flavor = "multi_thread")]
-async fn words_of_the_ca_reach_the_status_page() {
-    let (world, port) = (World::new(), free_port());
+async fn words_of_the_ca_reach_readyz() {
     let settings = json!({"domainBlocklist": [HOST]});
-    let Some(pebble) = Pebble::start_with(port, settings, &[("PEBBLE_VA_NOSLEEP", "1")]).await
-    else {
+    let Some(scene) = Scene::with(settings, VALIDATE_AT_ONCE).await else {
         return;
     };
-    let upstream = world.apiserver().start().await;
-    let acme = pebble.config(&[HOST], &world.dir.path().join("store"));
-    let proxy = setup(&world, &upstream, port, acme).start();
+    let proxy = scene.proxy(&[HOST]);
     wait_for_metric(&proxy, FAILED, 1.0).await;
     let ready = admin(proxy.admin(), "/readyz?verbose").await;
     assert!(ready.contains("policy"), "{ready}");

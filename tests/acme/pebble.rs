@@ -40,13 +40,8 @@ pub(crate) fn free_port() -> u16 {
 }
 
 impl Pebble {
-    /// Starts Pebble, which validates names on `port`. `None` if it is not installed.
-    pub(crate) async fn start(port: u16) -> Option<Self> {
-        Self::start_with(port, json!({}), &[("PEBBLE_VA_NOSLEEP", "1")]).await
-    }
-
-    /// As [`Pebble::start`], with these settings and variables.
-    pub(crate) async fn start_with(
+    /// Starts Pebble, which validates names on `port`, with these settings and variables. `None` if it is not installed.
+    pub(crate) async fn start(
         port: u16,
         settings: Value,
         variables: &[(&str, &str)],

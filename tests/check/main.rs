@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod acme;
 mod certificates;
 mod configuration;
 mod healthy;

@@ -17,6 +17,8 @@ use crate::world::{APISERVER, RunResult, World, check, flags, path};
 enum Belief {
     All,
     NoId,
+    /// It takes the user for another one.
+    Other,
     Nothing,
 }
 
@@ -63,7 +65,12 @@ fn review(request: &Request<RequestBody>, belief: Belief) -> Response<ResponseBo
             Vec::new()
         };
         let groups = all(&format!("{prefix}-group"));
-        let info = json!({"username": user.concat(), "uid": uid.concat(), "groups": groups});
+        let user = if belief == Belief::Other {
+            "other".to_owned()
+        } else {
+            user.concat()
+        };
+        let info = json!({"username": user, "uid": uid.concat(), "groups": groups});
         (StatusCode::CREATED, info)
     } else {
         let info = json!({"username": "jane", "uid": "7d1a", "groups": ["developers"]});
@@ -213,6 +220,14 @@ async fn faults_of_impersonation_are_found() {
     let result = run_impersonating(&world, Belief::Nothing, Some("proxy-token"), true).await;
     let text = "the token may not impersonate this user";
     result.assert_finding(1, '✗', "whoami", text, "ClusterRole");
+    for (with_certificate, text) in [
+        (true, "but other (developers) by impersonation"),
+        (false, "the impersonated user is other ()"),
+    ] {
+        let token = Some("proxy-token");
+        let result = run_impersonating(&world, Belief::Other, token, with_certificate).await;
+        result.assert_finding(1, '✗', "whoami", text, "check the token");
+    }
 }
 
 #[tokio::test]
@@ -253,6 +268,9 @@ async fn faults_of_client_certificates_are_found() {
     result.assert_finding(0, '!', "whoami", "without the user id", fix);
     let result = run(&world, Belief::Nothing, &users, &users, "").await;
     let text = "does not accept the front-proxy certificate";
+    result.assert_finding(1, '✗', "whoami", text, "--requestheader-client-ca-file");
+    let result = run(&world, Belief::Other, &users, &users, "").await;
+    let text = "but other (developers) with the front-proxy certificate";
     result.assert_finding(1, '✗', "whoami", text, "--requestheader-client-ca-file");
     let result = run(&world, Belief::All, &users, &other, "").await;
     let text = "the proxy does not accept the client certificate";
