@@ -91,8 +91,8 @@ impl Drain {
         Self::default()
     }
 
-    /// A drain for some of the tasks, which can begin earlier. It begins with this one at the latest, and this one waits for
-    /// its tasks.
+    /// A drain for some of the tasks, which can begin earlier. It begins with this one at the latest, and this one
+    /// waits for its tasks.
     #[must_use]
     pub fn part(&self) -> Self {
         Self {

@@ -93,9 +93,9 @@ impl MemoryLimit {
 /// Whether the process is short of memory. One task compares the memory in use with the limit; connections only read
 /// the result.
 ///
-/// While memory is short, the proxy accepts clients slowly, and the largest client loses idle connections. The proxy keeps
-/// no idle upstream connection and makes no new copy of a request body. If a client leaves many responses unread, the
-/// proxy resets most of them.
+/// While memory is short, the proxy accepts clients slowly, and the largest client loses idle connections. The proxy
+/// keeps no idle upstream connection and makes no new copy of a request body. If a client leaves many responses unread,
+/// the proxy resets most of them.
 #[derive(Debug, Default)]
 pub struct MemoryPressure {
     is_short: AtomicBool,
@@ -109,8 +109,8 @@ impl MemoryPressure {
         self.is_short.load(Ordering::Relaxed)
     }
 
-    /// Returns when a client may be accepted: slowly while memory is short, so that each one may take the place of an idle
-    /// connection, and not at all while nearly all is in use.
+    /// Returns when a client may be accepted: slowly while memory is short, so that each one may take the place of an
+    /// idle connection, and not at all while nearly all is in use.
     ///
     /// # Cancel safety
     ///

@@ -63,8 +63,8 @@ pub(crate) fn holds_pasted(line: &str) -> bool {
     pasted(line).is_some() || holds_bootstrap_token(line) || holds_long_hex(line)
 }
 
-/// Whether a message must not show this line of a file. Stricter than [`value`]: the line may have values that the message is
-/// not about, such as a password, which has no typical form.
+/// Whether a message must not show this line of a file. Stricter than [`value`]: the line may have values that the
+/// message is not about, such as a password, which has no typical form.
 pub(crate) fn may_hold_secret(line: &str) -> bool {
     let lower = line.to_lowercase();
     holds_pasted(line)

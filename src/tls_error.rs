@@ -38,8 +38,8 @@ pub enum ChainError {
 }
 
 impl ChainError {
-    /// The reason as the rest of a sentence that begins with "the certificate". It has no name or address, so that it can
-    /// be sent to a client.
+    /// The reason as the rest of a sentence that begins with "the certificate". It has no name or address, so that it
+    /// can be sent to a client.
     #[must_use]
     pub const fn phrase(self) -> &'static str {
         match self {

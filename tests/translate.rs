@@ -1,8 +1,8 @@
 //! `kube-tls-proxy translate` over the manifests in `tests/manifests`.
 //!
-//! A file begins with comments that say what must come out of it: `# error: …` for each error, `# source: …` for the place
-//! where the facts of the manifest were found, and `# field: …` for a line of the report. The configuration that a file
-//! becomes is beside it, with the ending `.config`; `UPDATE=1` writes these again.
+//! A file begins with comments that say what must come out of it: `# error: …` for each error, `# source: …` for the
+//! place where the facts of the manifest were found, and `# field: …` for a line of the report. The configuration that
+//! a file becomes is beside it, with the ending `.config`; `UPDATE=1` writes these again.
 
 #![expect(
     clippy::unwrap_used,

@@ -157,8 +157,8 @@ impl RetryAfter {
     }
 }
 
-/// The wait that a response asks for, at most a day. A longer one is shortened in the field too, because the library adds it
-/// to the time, which may overflow.
+/// The wait that a response asks for, at most a day. A longer one is shortened in the field too, because the library
+/// adds it to the time, which may overflow.
 fn limit_retry_after(headers: &mut HeaderMap, now: SystemTime) -> Option<Duration> {
     let value = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
     let asked = delay(value.trim(), now)?;

@@ -60,7 +60,8 @@ macro_rules! settings {
 settings! {
     /// How much one process, connection or request may use.
     pub struct Limits, LimitsSection {
-        /// Client connections open at once; the client with the most makes room for others. By default as many as open files and memory allow.
+        /// Client connections open at once; the client with the most makes room for others. By default as many as open
+        /// files and memory allow.
         connections: #[schemars(with = "Option<Count<1, 1_000_000>>")] Spanned<Count<1, 1_000_000>> => usize = 10_000;
         /// Connections that one client (an IPv4 address or an IPv6 /64) may have open; by default as many as there are.
         connections_per_client: Count<1, 1_000_000> => Option<usize> = None;
@@ -68,7 +69,8 @@ settings! {
         requests_per_client: RequestRate => Option<TokenBucketSize> = None;
         /// How often the apiserver may refuse one credential of a client; then the proxy refuses it.
         unauthorized_per_client: RefusalCount => TokenBucketSize = TokenBucketSize::new(60, Duration::from_secs(60));
-        /// TLS handshakes in progress at once, over all workers; by default 128 per worker. One client has half at most.
+        /// TLS handshakes in progress at once, over all workers; by default 128 per worker. One client has half at
+        /// most.
         handshakes: Count<1, 1_000_000> => usize = 256;
         /// Streams that one HTTP/2 client connection may have open (the apiserver allows 100).
         streams_per_connection: Count<1, 10_000> => u32 = 100;

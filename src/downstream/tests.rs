@@ -284,8 +284,8 @@ async fn flood_of_one_client_lets_others_ask() {
     );
 }
 
-/// Many clients have sent their `ClientHello`, and a connected one sends a request. Its response comes before the worker
-/// has signed in most handshakes.
+/// Many clients have sent their `ClientHello`, and a connected one sends a request. Its response comes before the
+/// worker has signed in most handshakes.
 #[tokio::test]
 async fn handshakes_wait_for_a_client_that_is_connected() {
     const HANDSHAKES: usize = 60;

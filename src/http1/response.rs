@@ -263,8 +263,8 @@ pub(crate) fn encode_response_head(
 
 /// Bytes for the status line, the fields that are added, and the size of the first chunk.
 const HEAD_OVERHEAD: usize = 192;
-/// Bytes of the head of a response. Room for many `Warning` fields, which kube-apiserver caps at about 4 Ki characters per
-/// response, and for what servers set that are reached through services/proxy.
+/// Bytes of the head of a response. Room for many `Warning` fields, which kube-apiserver caps at about 4 Ki characters
+/// per response, and for what servers set that are reached through services/proxy.
 pub(crate) const MAX_RESPONSE_HEAD: usize = 256 * 1024;
 /// Bytes that HTTP/2 adds to each field when it counts the size of a head.
 const FIELD_OVERHEAD: usize = 32;

@@ -1,7 +1,7 @@
 //! Writes samples in the Prometheus text format or as `OpenMetrics` text.
 //!
-//! The two differ in few lines: `OpenMetrics` names a counter without `_total` and an info without `_info`, knows the type
-//! `info`, and ends with `# EOF`. `promtool check metrics` and older collectors read only the Prometheus format.
+//! The two differ in few lines: `OpenMetrics` names a counter without `_total` and an info without `_info`, knows the
+//! type `info`, and ends with `# EOF`. `promtool check metrics` and older collectors read only the Prometheus format.
 
 use std::{
     borrow::Cow,

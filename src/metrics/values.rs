@@ -255,8 +255,8 @@ impl<L: LabelSet, V: MetricValue> MetricValue for Per<L, V> {
     }
 }
 
-/// A quantile in seconds, such as 0.99 for p99, interpolated from the number of durations in each bucket. `None` without
-/// durations. A duration beyond the last bound counts as that bound.
+/// A quantile in seconds, such as 0.99 for p99, interpolated from the number of durations in each bucket. `None`
+/// without durations. A duration beyond the last bound counts as that bound.
 #[must_use]
 #[expect(
     clippy::cast_precision_loss,

@@ -109,8 +109,8 @@ impl Identity {
         self.names().first().and_then(|name| example(name))
     }
 
-    /// The certificate against which clients verify this one if they do not trust the public CAs: the last one of the chain,
-    /// if it is its own issuer. PEM; `None` if clients accept it without, or need another certificate.
+    /// The certificate against which clients verify this one if they do not trust the public CAs: the last one of the
+    /// chain, if it is its own issuer. PEM; `None` if clients accept it without, or need another certificate.
     #[must_use]
     pub fn own_ca(&self, now: SystemTime) -> Option<String> {
         match self.acceptance(public_roots(), now) {

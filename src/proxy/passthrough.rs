@@ -1,9 +1,9 @@
 //! Passes one connection through to an apiserver: the `ClientHello`, then the bytes of both sides.
 //!
 //! Client and apiserver speak TLS with each other, and the proxy sees no plaintext. After the `ClientHello` was sent
-//! upstream, the client gets no byte that is not the apiserver's: no alert and no HTTP response. If no apiserver could get
-//! it, the proxy sends an alert, which kubectl prints at once. After a plain close client-go would repeat each GET for ten
-//! seconds, and kubectl would print `EOF` after up to a minute.
+//! upstream, the client gets no byte that is not the apiserver's: no alert and no HTTP response. If no apiserver could
+//! get it, the proxy sends an alert, which kubectl prints at once. After a plain close client-go would repeat each GET
+//! for ten seconds, and kubectl would print `EOF` after up to a minute.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,8 +41,8 @@ pub(crate) struct PassedClient {
     pub(crate) cluster: Arc<Cluster>,
 }
 
-/// Sends the `ClientHello` to an apiserver and starts the tunnel in a task of its own. Returns when the tunnel has started,
-/// or when no apiserver has answered.
+/// Sends the `ClientHello` to an apiserver and starts the tunnel in a task of its own. Returns when the tunnel has
+/// started, or when no apiserver has answered.
 pub(crate) async fn pass(
     client: PassedClient,
     connected: Connected,

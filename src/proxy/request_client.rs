@@ -104,8 +104,8 @@ fn parse(entry: &[u8]) -> Option<PeerAddr> {
     Some(PeerAddr::new((address, 0).into()))
 }
 
-/// Fuzz target: `bytes` are lines. Whatever they say, a peer that is not trusted is the client itself, and the client of a
-/// trusted one is either an entry or the peer.
+/// Fuzz target: `bytes` are lines. Whatever they say, a peer that is not trusted is the client itself, and the client
+/// of a trusted one is either an entry or the peer.
 pub(super) fn fuzz(bytes: &[u8]) {
     let mut headers = HeaderMap::new();
     for line in bytes.split(|byte| *byte == b'\n') {

@@ -1,7 +1,7 @@
 //! The id of a request, which links its lines in the logs of client, proxy and apiserver.
 //!
-//! The id of the client is kept: the value of `X-Request-Id`, or the trace id of `traceparent`. Otherwise the proxy makes
-//! one. The apiserver gets it as `X-Request-Id`.
+//! The id of the client is kept: the value of `X-Request-Id`, or the trace id of `traceparent`. Otherwise the proxy
+//! makes one. The apiserver gets it as `X-Request-Id`.
 
 use std::{
     cell::Cell,
@@ -37,8 +37,8 @@ impl RequestId {
         from_client.map_or_else(Self::new, Self::FromClient)
     }
 
-    /// A new id. It costs a few instructions: a counter of this thread that begins at a random number, mixed so that two
-    /// ids in a row differ in many digits.
+    /// A new id. It costs a few instructions: a counter of this thread that begins at a random number, mixed so that
+    /// two ids in a row differ in many digits.
     pub(super) fn new() -> Self {
         thread_local! {
             static NEXT: Cell<u64> = Cell::new(RandomState::new().hash_one(0));

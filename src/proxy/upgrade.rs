@@ -1,5 +1,5 @@
-//! Forwards one upgrade request. After a 101 it returns the apiserver's side of a tunnel; a redirect or a 101 to another
-//! protocol is an error; any other response is relayed.
+//! Forwards one upgrade request. After a 101 it returns the apiserver's side of a tunnel; a redirect or a 101 to
+//! another protocol is an error; any other response is relayed.
 //!
 //! No byte that follows the request goes upstream before the apiserver's 101 has gone downstream, and only a 101 to
 //! exactly the requested protocol starts a tunnel (CVE-2018-1002105).
@@ -107,8 +107,8 @@ pub(crate) fn start_tunnel(body: Body, client: Upgraded, downstream: &ClientConn
     });
 }
 
-/// The record of a tunnel. The line has the bytes that the tunnel carried also if its task is dropped, as at the deadline of
-/// the drain.
+/// The record of a tunnel. The line has the bytes that the tunnel carried also if its task is dropped, as at the
+/// deadline of the drain.
 struct TunnelRecord {
     log: Box<AccessLog>,
     carried: Carried,

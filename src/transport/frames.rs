@@ -131,8 +131,8 @@ pub(crate) trait FrameListener {
     /// A part was written.
     fn written(&mut self, part: FramePart<'_>);
 
-    /// Whether only h2 itself writes to this stream. If it resets the stream with [`PROTOCOL_ERROR`] and without a head, the
-    /// frames of [`FrameListener::refuse`] are written before the reset.
+    /// Whether only h2 itself writes to this stream. If it resets the stream with [`PROTOCOL_ERROR`] and without a
+    /// head, the frames of [`FrameListener::refuse`] are written before the reset.
     fn is_unserved(&self, _stream: u32) -> bool {
         false
     }
@@ -387,7 +387,8 @@ pub(crate) fn feed(listener: &mut impl FrameListener, bytes: &[u8], size: usize)
     }
 }
 
-/// The check of fuzz targets: what `read` returns does not depend on the size of the pieces, which the first byte gives.
+/// The check of fuzz targets: what `read` returns does not depend on the size of the pieces, which the first byte
+/// gives.
 pub(crate) fn assert_same_in_pieces<T: Debug + PartialEq>(
     bytes: &[u8],
     read: impl Fn(&[u8], usize) -> T,

@@ -35,8 +35,8 @@ pub(crate) use tests::PlainStream;
 pub(crate) use turn::yield_turn;
 pub(crate) use write_batcher::{TlsWriter, WriteBatcher};
 
-/// Sends the last bytes of a connection, closes this side, and discards what still comes: for bytes that were not read the
-/// kernel would send a reset, and the client may then not read the last ones. Limit it to [`LINGER`].
+/// Sends the last bytes of a connection, closes this side, and discards what still comes: for bytes that were not read
+/// the kernel would send a reset, and the client may then not read the last ones. Limit it to [`LINGER`].
 pub(crate) async fn send_last(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     bytes: &[u8],

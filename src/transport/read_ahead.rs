@@ -60,8 +60,8 @@ impl ReadAhead {
         &self.tcp
     }
 
-    /// Reads the first bytes of a connection ahead and returns them. The next reads begin with them, so that this costs no
-    /// system call. Empty at the end of the connection.
+    /// Reads the first bytes of a connection ahead and returns them. The next reads begin with them, so that this costs
+    /// no system call. Empty at the end of the connection.
     ///
     /// # Errors
     ///

@@ -102,8 +102,8 @@ impl<S: TlsWriter> WriteBatcher<S> {
         })))
     }
 
-    /// Polls the user of this stream, then sends the bytes that it wrote, at most one batch. If it has more to write, it
-    /// is polled again after the other tasks of this thread.
+    /// Polls the user of this stream, then sends the bytes that it wrote, at most one batch. If it has more to write,
+    /// it is polled again after the other tasks of this thread.
     pub(crate) fn drive<F: Future>(
         &self,
         user: Pin<&mut F>,

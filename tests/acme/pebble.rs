@@ -40,7 +40,8 @@ pub(crate) fn free_port() -> u16 {
 }
 
 impl Pebble {
-    /// Starts Pebble, which validates names on `port`, with these settings and variables. `None` if it is not installed.
+    /// Starts Pebble, which validates names on `port`, with these settings and variables. `None` if it is not
+    /// installed.
     pub(crate) async fn start(
         port: u16,
         settings: Value,

@@ -116,8 +116,8 @@ async fn respond(
     let is_attacker = !is_victim && path != "/readyz";
     let running = is_attacker.then(|| Running::new(&counts));
     let is_public = matches!(path.as_str(), "/livez" | "/readyz" | "/version");
-    // kube-apiserver ends an HTTP/2 connection after a request that it could not authenticate, also after an anonymous one
-    // that it answers (UnauthenticatedHTTP2DOSMitigation).
+    // kube-apiserver ends an HTTP/2 connection after a request that it could not authenticate, also after an anonymous
+    // one that it answers (UnauthenticatedHTTP2DOSMitigation).
     let ends = token.is_none() || !matches!(token, Some(VICTIM_TOKEN | ATTACKER_TOKEN));
     let mut response = if ends && !is_public {
         let mut response = Response::new(full(

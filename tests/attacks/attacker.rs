@@ -408,8 +408,8 @@ pub(crate) async fn write(
     matches!(timeout_at(until, writing).await, Ok(Ok(())))
 }
 
-/// Writes `bytes` one by one, one per `pace`, until the proxy closes this connection. Returns how long it took. `None` if
-/// it is open at `until`.
+/// Writes `bytes` one by one, one per `pace`, until the proxy closes this connection. Returns how long it took. `None`
+/// if it is open at `until`.
 pub(crate) async fn write_slowly(
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite,
     bytes: &[u8],

@@ -13,8 +13,9 @@
 //! `ATTACKS_BINARY=PATH` attacks another binary. `ATTACKS_REPORT=FILE` appends the lines to a file. The full run puts
 //! the proxy on CPU 0 and the rest on CPU 1, so it needs a quiet machine with two CPUs.
 //!
-//! The lines say: requests of the attacker that reached the apiserver; when its connections were closed; the victim's times
-//! before and during the attack; its failures; memory and descriptors before, at most during, and after the attack.
+//! The lines say: requests of the attacker that reached the apiserver; when its connections were closed; the victim's
+//! times before and during the attack; its failures; memory and descriptors before, at most during, and after the
+//! attack.
 
 #![cfg(target_os = "linux")]
 #![expect(

@@ -34,7 +34,8 @@ pub(crate) struct Bounds {
     pub(crate) upstream: (usize, usize),
     /// The time in which the proxy closes each connection of the attacker; `None` if it may keep them.
     pub(crate) closed: Option<(f64, f64)>,
-    /// The victim's p99 during the attack as a multiple of its p99 before. The quick run is too short for a narrow bound.
+    /// The victim's p99 during the attack as a multiple of its p99 before. The quick run is too short for a narrow
+    /// bound.
     pub(crate) slower: (f64, f64),
     /// The p99 of its requests on new connections, in seconds, with the handshake.
     pub(crate) fresh: (f64, f64),
@@ -82,8 +83,8 @@ impl Case {
     }
 }
 
-/// The cases that may begin now. In the quick run most of them wait for timers, so two share the machine; the figures of the
-/// full run need all of it.
+/// The cases that may begin now. In the quick run most of them wait for timers, so two share the machine; the figures
+/// of the full run need all of it.
 static TURNS: (Mutex<usize>, Condvar) = (Mutex::new(0), Condvar::new());
 
 /// The right to run. Dropping it lets the next case begin.
@@ -111,7 +112,8 @@ impl Drop for Turn {
 /// The least bound in seconds of the quick run. A debug build on a busy machine may take seconds for what takes
 /// milliseconds alone; the faults that the cases are about take longer than this, or do not end.
 const BUSY: f64 = 10.0;
-/// The victim's p99 on an idle proxy may be less than the noise of the machine, which other tests load in the quick run.
+/// The victim's p99 on an idle proxy may be less than the noise of the machine, which other tests load in the quick
+/// run.
 const NOISE: (Duration, Duration) = (Duration::from_millis(60), Duration::from_millis(2));
 
 pub(crate) fn run(name: &str, case: &Case) {
@@ -222,8 +224,8 @@ fn wait(limit: Duration, mut is_done: impl FnMut() -> bool) -> bool {
     }
 }
 
-/// The attacker gets the CPU time that victim and apiserver leave, so that their times are those of the proxy. Lowers the
-/// priority of the thread that calls it.
+/// The attacker gets the CPU time that victim and apiserver leave, so that their times are those of the proxy. Lowers
+/// the priority of the thread that calls it.
 fn yield_cpu() {
     let thread = std::fs::read_link("/proc/thread-self").unwrap();
     let thread = thread.file_name().unwrap().to_str().unwrap();

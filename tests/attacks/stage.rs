@@ -66,7 +66,8 @@ pub(crate) struct Conditions {
     pub(crate) balancers: usize,
 }
 
-/// A runtime with one thread of this name. Victim, attacker and apiserver each have one, so that none of them waits for another.
+/// A runtime with one thread of this name. Victim, attacker and apiserver each have one, so that none of them waits for
+/// another.
 pub(crate) fn runtime(name: &str) -> Runtime {
     let mut builder = Builder::new_multi_thread();
     builder.worker_threads(1).thread_name(name).enable_all();

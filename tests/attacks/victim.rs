@@ -1,4 +1,5 @@
-//! A client that does nothing wrong: requests at a steady rate, new connections, and watches that must not lose an event.
+//! A client that does nothing wrong: requests at a steady rate, new connections, and watches that must not lose an
+//! event.
 
 use std::{
     collections::BTreeMap,
@@ -144,8 +145,8 @@ impl Victim {
     }
 }
 
-/// Sends requests at a steady rate, also while earlier ones have no response. A time counts from the moment at which the
-/// request was due.
+/// Sends requests at a steady rate, also while earlier ones have no response. A time counts from the moment at which
+/// the request was due.
 async fn requests(client: Client, per_second: u32, record: Arc<Record>) {
     let mut connections: Vec<Option<Arc<Http2>>> = vec![None; CONNECTIONS];
     let mut due = interval(Duration::from_secs(1) / per_second);

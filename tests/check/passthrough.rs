@@ -1,4 +1,5 @@
-//! Clusters whose connections are passed through: no request is sent, and the apiserver is verified as its clients do it.
+//! Clusters whose connections are passed through: no request is sent, and the apiserver is verified as its clients do
+//! it.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,5 @@
-//! Compares our parser of HTTP/1.1 requests with hyper's: whatever ours accepts, hyper accepts too, as the same requests
-//! with the same ends. [`STRICTER`] lists what ours refuses and hyper accepts.
+//! Compares our parser of HTTP/1.1 requests with hyper's: whatever ours accepts, hyper accepts too, as the same
+//! requests with the same ends. [`STRICTER`] lists what ours refuses and hyper accepts.
 //!
 //! `DIFFERENTIAL=1000000 cargo test --test differential` compares that many mutated requests.
 

@@ -1,7 +1,7 @@
 //! h2spec, the conformance suite of HTTP/2, against the proxy.
 //!
-//! Needs `h2spec`: `.ci/run h2spec` builds it with Go from the versions in `tests/h2spec/go.mod`. If it is not installed,
-//! the tests print a line and pass; with `REQUIRE_H2SPEC=1` they fail.
+//! Needs `h2spec`: `.ci/run h2spec` builds it with Go from the versions in `tests/h2spec/go.mod`. If it is not
+//! installed, the tests print a line and pass; with `REQUIRE_H2SPEC=1` they fail.
 
 #![expect(
     clippy::unwrap_used,

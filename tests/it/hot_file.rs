@@ -1,5 +1,5 @@
-//! The configuration file is hot as a whole: each key changes under load, takes effect as docs/configuration.md says, and no
-//! request fails.
+//! The configuration file is hot as a whole: each key changes under load, takes effect as docs/configuration.md says,
+//! and no request fails.
 
 use std::{
     collections::BTreeMap,
@@ -46,8 +46,8 @@ const NEXT: &str = "from the next one on";
 const STOP: &str = "at the stop";
 const RESTART: &str = "at the next restart; the log says so";
 
-/// For each key of the schema: when it takes effect, and a change. That of a key of `clusters` and `listen` is for the second
-/// entry, whose clients send no load; that of `certificates` adds an entry.
+/// For each key of the schema: when it takes effect, and a change. That of a key of `clusters` and `listen` is for the
+/// second entry, whose clients send no load; that of `certificates` adds an entry.
 fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Value)> {
     let exec = json!({"kubeconfig": {"exec": {"command": "a", "args": ["b"]}}});
     let (ca, front_proxy) = (file("users.crt"), file("front.crt"));
@@ -475,8 +475,8 @@ impl Hot {
         }
     }
 
-    /// Writes the file of the start with `change`, and reloads it. Returns the keys that need a restart, and whether anything
-    /// else has changed.
+    /// Writes the file of the start with `change`, and reloads it. Returns the keys that need a restart, and whether
+    /// anything else has changed.
     async fn change(&self, change: Value) -> (Vec<&'static str>, bool) {
         let mut text = self.base.clone();
         merge(&mut text, change);

@@ -41,8 +41,8 @@ fn resident(binary: &Binary) -> usize {
     kernel_value(binary, "Rss:", "VmRSS:")
 }
 
-/// The exact value of `smaps_rollup`. The proxy hides this file from others of its user, root excepted; they get the value of
-/// `status`, which the kernel counts less exactly.
+/// The exact value of `smaps_rollup`. The proxy hides this file from others of its user, root excepted; they get the
+/// value of `status`, which the kernel counts less exactly.
 fn kernel_value(binary: &Binary, exact: &str, estimate: &str) -> usize {
     let read = |file| fs::read_to_string(format!("/proc/{}/{file}", binary.pid()));
     let (text, key) = match read("smaps_rollup") {
@@ -250,15 +250,15 @@ async fn silent_http2_connection_holds_only_its_frame_buffers() {
     assert_memory_of_silent_watches(Clients::Http2, 80 * KIB, 100 * KIB).await;
 }
 
-/// Two TLS sessions and two HTTP/1.1 connections, and nothing of the large request head. A buffer may grow to 32 KiB during a
-/// large event and stay; all other memory of the event is freed in time.
+/// Two TLS sessions and two HTTP/1.1 connections, and nothing of the large request head. A buffer may grow to 32 KiB
+/// during a large event and stay; all other memory of the event is freed in time.
 #[tokio::test]
 async fn silent_http1_connection_holds_at_most_one_buffer() {
     assert_memory_of_silent_watches(Clients::Http1, 44 * KIB, 200 * KIB).await;
 }
 
-/// Connections without a request, and tunnels, on which nothing passes. docs/performance.md publishes what they need in a
-/// release build.
+/// Connections without a request, and tunnels, on which nothing passes. docs/performance.md publishes what they need in
+/// a release build.
 #[tokio::test]
 async fn silent_connections_and_tunnels_are_small() {
     let world = World::new();
@@ -385,8 +385,8 @@ async fn visit(client: &Client, number: usize) -> (Option<Http1<TlsConnection>>,
     (None, Some(http2))
 }
 
-/// The proxy keeps copies of request bodies, so that it can send an unprocessed request again. Together they are bounded:
-/// a client that never finishes its uploads holds four times `limits.replayBytes`, and not once per stream.
+/// The proxy keeps copies of request bodies, so that it can send an unprocessed request again. Together they are
+/// bounded: a client that never finishes its uploads holds four times `limits.replayBytes`, and not once per stream.
 #[tokio::test]
 async fn unfinished_uploads_hold_bounded_copies() {
     const UPLOADS: usize = 48;

@@ -1,5 +1,5 @@
-//! Fields with which a client could pose as another user, or change what another parser sees: none reaches the apiserver,
-//! and no field that the client may send is lost.
+//! Fields with which a client could pose as another user, or change what another parser sees: none reaches the
+//! apiserver, and no field that the client may send is lost.
 
 use standin::upstream::{Received, Upstream};
 

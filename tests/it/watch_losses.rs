@@ -1,5 +1,6 @@
-//! How responses end when their apiserver dies: a watch between two events, like a watch that the apiserver ends, so that a
-//! reflector resumes instead of listing everything again. All else is aborted, because it must not look complete.
+//! How responses end when their apiserver dies: a watch between two events, like a watch that the apiserver ends, so
+//! that a reflector resumes instead of listing everything again. All else is aborted, because it must not look
+//! complete.
 
 use std::{
     sync::{Arc, Mutex},

@@ -140,8 +140,8 @@ impl OutputFile {
         })
     }
 
-    /// The first free of `FILE.bak`, `FILE.bak.1` and so on. `FILE.bak` may be the only file that still has comments, so
-    /// only the last of them is overwritten.
+    /// The first free of `FILE.bak`, `FILE.bak.1` and so on. `FILE.bak` may be the only file that still has comments,
+    /// so only the last of them is overwritten.
     fn backup_path(&self) -> PathBuf {
         let mut backup = with_suffix(&self.path, ".bak");
         for number in 1..=MAX_NUMBERED_BACKUPS {

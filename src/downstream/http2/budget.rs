@@ -164,9 +164,9 @@ impl FrameBudget {
 /// The requests that one client cancelled before their response began, and whether its connection must end.
 ///
 /// Such a request costs the apiserver work, and the client nothing (Rapid Reset, CVE-2023-44487): without cancelling, a
-/// client that may have 100 streams open begins 100 requests per second if each takes a second. So a client may cancel as
-/// many at once, and as many per second: an honest one shows another namespace and cancels all that it has open, and does
-/// so again. The end of a watch that has begun does not count: a dashboard ends thousands of them at once.
+/// client that may have 100 streams open begins 100 requests per second if each takes a second. So a client may cancel
+/// as many at once, and as many per second: an honest one shows another namespace and cancels all that it has open, and
+/// does so again. The end of a watch that has begun does not count: a dashboard ends thousands of them at once.
 #[derive(Debug)]
 pub(super) struct RequestBudget {
     /// Requests that may be cancelled at once.
@@ -358,8 +358,8 @@ const BUDGETS: [u32; COUNTS] = [
 const LATE_PER_STREAM: u32 = 64;
 /// Late frames that a client may save up.
 const MAX_LATE: u32 = 100 * LATE_PER_STREAM;
-/// How often a client may open all its streams while h2 refuses the requests, or has not handed them to the proxy yet. It
-/// reads all that has come first.
+/// How often a client may open all its streams while h2 refuses the requests, or has not handed them to the proxy yet.
+/// It reads all that has come first.
 const MAX_UNSERVED: u64 = 10;
 /// A client sends at most two frames for each DATA frame: updates of both windows, or, after it has cancelled and
 /// forgotten the stream (h2's client does), one update and another reset. The smallest DATA frame has ten bytes.
@@ -373,8 +373,8 @@ const SMALL_FRAGMENT: usize = 1024;
 const BURST_PERIOD: Duration = Duration::from_secs(1);
 /// Requests that may be cancelled at once, when fewer may be open.
 const MIN_BURST: u32 = 100;
-/// A client that cancels more requests per window than this, in bursts, must receive as many responses. Go's server also
-/// ends a connection at four times the streams that may be open.
+/// A client that cancels more requests per window than this, in bursts, must receive as many responses. Go's server
+/// also ends a connection at four times the streams that may be open.
 const BURSTS_PER_WINDOW: u32 = 4;
 
 /// Fuzz target: a connection ends if, and only if, a count is over its budget.

@@ -74,7 +74,8 @@ impl CutTargets {
     }
 }
 
-/// Reads whole fields; returns the bytes of the one that is incomplete. The strings of a field may have `max_field` bytes.
+/// Reads whole fields; returns the bytes of the one that is incomplete. The strings of a field may have `max_field`
+/// bytes.
 pub(super) fn read_fields<'a>(
     block: &'a [u8],
     max_field: usize,

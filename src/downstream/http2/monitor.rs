@@ -260,8 +260,8 @@ impl ClientFrames {
 
 impl FrameListener for ClientFrames {
     /// h2 resets a response that is dropped before its end with `CANCEL`, and a dropped stream cannot choose another
-    /// code. Some clients, hyper among them, take `CANCEL` for the end of a complete body. The other codes are for errors
-    /// of the client, which are limited.
+    /// code. Some clients, hyper among them, take `CANCEL` for the end of a complete body. The other codes are for
+    /// errors of the client, which are limited.
     const RESET_CODES: &'static [(u8, u8)] = &[
         (CANCEL, INTERNAL_ERROR),
         (PROTOCOL_ERROR, PROTOCOL_ERROR),
@@ -273,8 +273,8 @@ impl FrameListener for ClientFrames {
         self.observed.requests.lacks(stream)
     }
 
-    /// A 400 (RFC 9113 §8.1.1), in words. It has no body: h2 does not know of it, and could then send more data than the
-    /// window of the client allows. Each field is a literal that leaves the HPACK table of the client as it is.
+    /// A 400 (RFC 9113 §8.1.1), in words. It has no body: h2 does not know of it, and could then send more data than
+    /// the window of the client allows. Each field is a literal that leaves the HPACK table of the client as it is.
     fn refuse(&mut self, stream: u32) -> Vec<u8> {
         if let Some(connected) = &self.connected {
             drop(proxy::refuse(Rejection::Malformed, connected));

@@ -275,7 +275,8 @@ fn send_continue(respond: &mut SendResponse<TrackedData>) {
 }
 
 impl<B: PacedBody + Unpin> OutgoingBody<B> {
-    /// Sends as much as the window of the client allows. Asks the body for a frame only after h2 has taken the one before.
+    /// Sends as much as the window of the client allows. Asks the body for a frame only after h2 has taken the one
+    /// before.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<BodySent> {
         loop {
             if self.stream.poll_reset(cx).is_ready() {

@@ -127,8 +127,8 @@ impl<'a> RequestInfo<'a> {
         }
     }
 
-    /// Whether the apiserver responds with a stream of events. The verb decides, even if the subresource has a metric label
-    /// of its own, as `exec` has.
+    /// Whether the apiserver responds with a stream of events. The verb decides, even if the subresource has a metric
+    /// label of its own, as `exec` has.
     pub(super) fn is_watch(&self) -> bool {
         self.verb == "watch"
     }

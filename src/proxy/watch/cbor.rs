@@ -4,8 +4,8 @@
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct CborSequence {
     next: Next,
-    /// The arrays, maps, tags and strings in pieces that hold the next byte, outermost first. Each has the number of items
-    /// that it still lacks, or `None` if a "break" ends it.
+    /// The arrays, maps, tags and strings in pieces that hold the next byte, outermost first. Each has the number of
+    /// items that it still lacks, or `None` if a "break" ends it.
     open: Vec<Option<u64>>,
 }
 
@@ -29,8 +29,8 @@ impl CborSequence {
         self.next == Next::Initial && self.open.is_empty()
     }
 
-    /// Tracks these bytes up to the end of the current item of the sequence, and returns how many bytes that is. Returns
-    /// `None` if the item does not end within them.
+    /// Tracks these bytes up to the end of the current item of the sequence, and returns how many bytes that is.
+    /// Returns `None` if the item does not end within them.
     pub(super) fn track_item(&mut self, data: &[u8]) -> Option<usize> {
         let mut at = 0_usize;
         loop {
@@ -142,6 +142,6 @@ impl CborSequence {
     }
 }
 
-/// Bounds the memory of one watch to about a KiB. The objects of Kubernetes have half as many levels; a watch with deeper
-/// ones is aborted at the deadline of the drain.
+/// Bounds the memory of one watch to about a KiB. The objects of Kubernetes have half as many levels; a watch with
+/// deeper ones is aborted at the deadline of the drain.
 const MAX_DEPTH: usize = 64;

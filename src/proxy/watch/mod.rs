@@ -146,7 +146,7 @@ impl Watch {
     }
 }
 
-/// The drain ends no watch without an event that is younger than this: a reflector of client-go takes a watch that lasted less
-/// than a second without an event for a fault, and lists everything again. Such watches are frequent, because a reflector opens
-/// its next watch at once, often on the connection that is about to close.
+/// The drain ends no watch without an event that is younger than this: a reflector of client-go takes a watch that
+/// lasted less than a second without an event for a fault, and lists everything again. Such watches are frequent,
+/// because a reflector opens its next watch at once, often on the connection that is about to close.
 const MIN_EMPTY_WATCH: Duration = Duration::from_secs(1);

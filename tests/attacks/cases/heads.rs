@@ -31,8 +31,8 @@ cases! {
     slow_heads_leave_the_admin_port_alive: "admin port", slow_admin, [];
 }
 
-/// HEADERS and CONTINUATION frames of which none ends the head, on many connections. Together they stay below the limit of
-/// the head, so that only the deadline ends them.
+/// HEADERS and CONTINUATION frames of which none ends the head, on many connections. Together they stay below the limit
+/// of the head, so that only the deadline ends them.
 async fn endless_head(attacker: Attacker) -> Outcome {
     let value = "x".repeat(12_000);
     let fragment = encode_fields(&[("x-filler", &value)]);

@@ -151,8 +151,8 @@ async fn unread_download(attacker: Attacker) -> Outcome {
     outcome
 }
 
-/// 100 lists per connection, of which only the first window is taken. The full run lasts longer than a client may leave a
-/// response unread, so the proxy has reset all of them while their connections are still open.
+/// 100 lists per connection, of which only the first window is taken. The full run lasts longer than a client may leave
+/// a response unread, so the proxy has reset all of them while their connections are still open.
 async fn unread_downloads(attacker: Attacker) -> Outcome {
     const LISTS: u32 = 100;
     let until = attacker.end;
@@ -180,8 +180,8 @@ async fn unread_downloads(attacker: Attacker) -> Outcome {
         .await
 }
 
-/// Uploads of 1 MiB each that lack their end. The proxy keeps copies of request bodies, to send a request again that the
-/// apiserver did not process.
+/// Uploads of 1 MiB each that lack their end. The proxy keeps copies of request bodies, to send a request again that
+/// the apiserver did not process.
 async fn unfinished_uploads(attacker: Attacker) -> Outcome {
     const UPLOAD: usize = 1 << 20;
     let (connections, uploads) = attacker.size.pick((2, 40), (5, 100));

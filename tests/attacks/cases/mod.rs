@@ -28,7 +28,8 @@ macro_rules! cases {
 }
 use cases;
 
-/// A configuration with the timeouts of the set-up and of heads cut short, so that the quick run does not wait for them.
+/// A configuration with the timeouts of the set-up and of heads cut short, so that the quick run does not wait for
+/// them.
 const SHORT: crate::stage::Conditions = crate::stage::Conditions {
     config: "timeouts: {handshake: 1s, requestHead: 1s}\n",
     open_files: None,

@@ -86,7 +86,8 @@ fn kubectl_prints_denials_and_the_apiserver_sees_none() {
     );
 }
 
-/// Rules about the kind and the issuer of a token. The users of two identity providers may view pods; the rules allow one.
+/// Rules about the kind and the issuer of a token. The users of two identity providers may view pods; the rules allow
+/// one.
 fn proxy_with_issuer_rules(suite: &Suite, issuer: &str) -> Proxy {
     let config = json!({
         "log": {"user": "subject"},

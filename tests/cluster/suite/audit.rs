@@ -34,8 +34,8 @@ fn audit_shows_client_and_proxy_and_no_spoofed_address() {
     }
 }
 
-/// The proxy reads the name of a service account from its token, and the apiserver verifies the token. A token with the same
-/// claims and a wrong signature has no name, in either log.
+/// The proxy reads the name of a service account from its token, and the apiserver verifies the token. A token with the
+/// same claims and a wrong signature has no name, in either log.
 #[test]
 fn audit_log_and_access_log_name_the_same_user() {
     let Some(suite) = shared() else { return };

@@ -1,5 +1,5 @@
-//! Informers, as controllers run them, while proxies stop and an apiserver dies: each resumes its watch, logs nothing, and misses
-//! no change.
+//! Informers, as controllers run them, while proxies stop and an apiserver dies: each resumes its watch, logs nothing,
+//! and misses no change.
 
 use std::fs;
 use std::path::PathBuf;

@@ -34,7 +34,8 @@ impl Proxy {
         Self::launch(fixture, files, "127.0.0.1:0", flags)
     }
 
-    /// One more proxy with the same certificate, on a port of its own, with this configuration and these flags in addition.
+    /// One more proxy with the same certificate, on a port of its own, with this configuration and these flags in
+    /// addition.
     #[track_caller]
     pub(crate) fn another(&self, fixture: &Fixture, config: &Value, flags: &[&str]) -> Self {
         let flags = config_flags(fixture, config, flags);
@@ -62,7 +63,8 @@ impl Proxy {
         port.unwrap().parse().unwrap()
     }
 
-    /// Sends SIGTERM, waits for the end of the process, and returns its log. After 4 s the process is killed, which fails.
+    /// Sends SIGTERM, waits for the end of the process, and returns its log. After 4 s the process is killed, which
+    /// fails.
     #[track_caller]
     pub(crate) fn stop(self) -> String {
         let mut running = self.running.into_inner().unwrap();

@@ -136,7 +136,8 @@ fn aggregated_api_responds() {
     same_on_both(&suite, &["top", "nodes"]).ok();
 }
 
-/// Removes the column AGE from a table, because it changes while the test runs. No cell of the table is empty or has a blank.
+/// Removes the column AGE from a table, because it changes while the test runs. No cell of the table is empty or has a
+/// blank.
 fn without_age(table: &str) -> String {
     let header = table.lines().next().unwrap();
     let age = header.split_whitespace().position(|name| name == "AGE");

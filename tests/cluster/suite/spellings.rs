@@ -1,5 +1,5 @@
-//! What the proxy reads from a request's method and target, against what the apiserver reads: its audit log names verb and object of
-//! every request, whatever the spelling. An access rule about that verb and object must deny the request.
+//! What the proxy reads from a request's method and target, against what the apiserver reads: its audit log names verb
+//! and object of every request, whatever the spelling. An access rule about that verb and object must deny the request.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -113,7 +113,8 @@ fn refuses(method: &Method, uri: &Uri) -> bool {
     is_denied(rule, method, uri) != Some(false)
 }
 
-/// Whether a rule about one of these may also deny the other: exec has two verbs, and a rule for a namespace includes all of them.
+/// Whether a rule about one of these may also deny the other: exec has two verbs, and a rule for a namespace includes
+/// all of them.
 fn overlap(one: &RequestAttributes, other: &RequestAttributes) -> bool {
     let object = |of: &RequestAttributes| {
         (

@@ -194,8 +194,8 @@ impl Drop for Turn {
     }
 }
 
-/// A turn concurrent with other cases. `None` if the case makes no sense in the way of the suite, or if the suite cannot run
-/// on this machine.
+/// A turn concurrent with other cases. `None` if the case makes no sense in the way of the suite, or if the suite
+/// cannot run on this machine.
 pub(crate) fn shared() -> Option<Turn> {
     let suite = suite()?;
     // The lock protects no data, so a poisoned lock is harmless.

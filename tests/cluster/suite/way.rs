@@ -15,7 +15,8 @@ use crate::kubectl::{Kubectl, same_on_both};
 use crate::process::run;
 use crate::suite::{Credential, Route, shared};
 
-/// A way in which the user of the suite comes in through the proxy. The same user comes in directly with the same credential.
+/// A way in which the user of the suite comes in through the proxy. The same user comes in directly with the same
+/// credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     /// With a token.

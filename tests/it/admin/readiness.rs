@@ -1,5 +1,5 @@
-//! Whether the proxy is ready while it reaches no apiserver: an outage, which every other instance sees as well, leaves it in the
-//! rotation of the load balancer; a fault of its own does not.
+//! Whether the proxy is ready while it reaches no apiserver: an outage, which every other instance sees as well, leaves
+//! it in the rotation of the load balancer; a fault of its own does not.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -116,8 +116,8 @@ fn of_jane(id: &str) -> Vec<String> {
     lines
 }
 
-/// Asserts for all requests so far: the token of the proxy travels beside exactly one user, and never with a certificate of
-/// the proxy.
+/// Asserts for all requests so far: the token of the proxy travels beside exactly one user, and never with a
+/// certificate of the proxy.
 #[track_caller]
 fn assert_token_only_for_users(upstream: &Upstream) {
     for request in upstream.requests() {
@@ -169,8 +169,8 @@ async fn owner_of_certificate_is_impersonated() {
     assert_token_only_for_users(&upstream);
 }
 
-/// With a token, without any credential, and with a certificate that does not count: also after users with certificates have
-/// left connections in the idle pool.
+/// With a token, without any credential, and with a certificate that does not count: also after users with certificates
+/// have left connections in the idle pool.
 #[tokio::test]
 async fn no_request_without_valid_certificate_gets_the_token() {
     let (world, cas) = (World::new(), Authorities::new());
@@ -476,8 +476,8 @@ async fn refuse(_: Request<RequestBody>) -> Response<ResponseBody> {
     response
 }
 
-/// The proxy has verified the user, so the apiserver does not believe the proxy. A hint about the expiry of the token would
-/// be about that of the proxy.
+/// The proxy has verified the user, so the apiserver does not believe the proxy. A hint about the expiry of the token
+/// would be about that of the proxy.
 #[tokio::test]
 async fn apiserver_that_refuses_the_token_is_named() {
     let (world, cas) = (World::new(), Authorities::new());

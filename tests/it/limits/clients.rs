@@ -40,8 +40,8 @@ pub(crate) async fn authenticated(request: Request<RequestBody>) -> Response<Res
         .unwrap()
 }
 
-/// The proxy gives the 401 of the apiserver, since after a 429 client-go would repeat each request ten times, and kubectl would not
-/// say that the token is the problem.
+/// The proxy gives the 401 of the apiserver, since after a 429 client-go would repeat each request ten times, and
+/// kubectl would not say that the token is the problem.
 #[tokio::test]
 async fn refused_token_reaches_the_apiserver_budget_times() {
     let world = World::new();

@@ -43,8 +43,8 @@ async fn flood(wire: &mut Wire, (kind, flags, stream, payload): (u8, u8, u32, Ve
     }
 }
 
-/// Opens 100 streams, and cancels them once all are at the apiserver. `round` counts the calls on this connection from 0.
-/// With POST, the body of each request is incomplete.
+/// Opens 100 streams, and cancels them once all are at the apiserver. `round` counts the calls on this connection from
+/// 0. With POST, the body of each request is incomplete.
 async fn cancel_100_begun(wire: &mut Wire, upstream: &Upstream, method: &str, round: u32) {
     let streams = (0..100).map(|number| 200 * round + 2 * number + 1);
     let flags = if method == "GET" { END_STREAM } else { 0 };

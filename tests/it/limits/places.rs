@@ -164,8 +164,8 @@ async fn watch(client: &Client) -> (Http2, Response<RecvStream>) {
     (connection, response)
 }
 
-/// Running requests are safe while the client has an idle connection. Without one it loses the newest connection whose first
-/// request runs, and never a connection of another client.
+/// Running requests are safe while the client has an idle connection. Without one it loses the newest connection whose
+/// first request runs, and never a connection of another client.
 #[tokio::test]
 async fn busy_connections_make_room_last() {
     let world = World::new();

@@ -138,7 +138,8 @@ async fn refused_request_is_logged_with_the_host_it_asked_for() {
     assert_eq!(refused["http.request.id"], line["http.request.id"]);
 }
 
-/// A token in a loop has mostly expired, and only the proxy tells the operator so. Hints to clients are another setting.
+/// A token in a loop has mostly expired, and only the proxy tells the operator so. Hints to clients are another
+/// setting.
 #[tokio::test]
 async fn refused_credential_is_logged_with_its_problem() {
     let world = World::new();

@@ -28,8 +28,8 @@ enum Expected {
     Forwarded(String),
     /// The client gets an error status, a reset or a GOAWAY, and the apiserver no whole request.
     Refused,
-    /// As `Refused`, or the apiserver receives this request, which has no body: the proxy may forward the head of a request
-    /// before it sees the data that contradicts its length of 0.
+    /// As `Refused`, or the apiserver receives this request, which has no body: the proxy may forward the head of a
+    /// request before it sees the data that contradicts its length of 0.
     RefusedOrBare(&'static str),
 }
 

@@ -129,8 +129,8 @@ async fn no_bytes_follow_a_refused_upgrade_upstream() {
     }
 }
 
-/// CVE-2018-1002105. No status but 101 opens a tunnel: the client gets the response, a redirect as 502, and the apiserver
-/// none of the bytes that follow the request.
+/// CVE-2018-1002105. No status but 101 opens a tunnel: the client gets the response, a redirect as 502, and the
+/// apiserver none of the bytes that follow the request.
 #[tokio::test]
 async fn no_status_but_101_opens_a_tunnel() {
     let statuses: Vec<u16> = [200..=208, 226..=226, 300..=308, 400..=418, 421..=431]

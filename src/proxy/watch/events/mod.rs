@@ -152,8 +152,8 @@ impl Events {
 /// Whether these bytes end a gzip member that was flushed before: the marker of the flush, an empty last block (stored,
 /// as Go's compress/flate writes it, or with fixed codes, as zlib does), CRC-32 and length.
 ///
-/// Other bytes that look so by chance end the response inside a member. The trailer of the member is missing then, so the
-/// client sees that the response is incomplete, exactly as after an abort.
+/// Other bytes that look so by chance end the response inside a member. The trailer of the member is missing then, so
+/// the client sees that the response is incomplete, exactly as after an abort.
 fn is_member_end(tail: &[u8]) -> bool {
     matches!(
         tail,
@@ -184,8 +184,8 @@ const MEMBER_END: Tail = [
     0, 0, 0xff, 0xff, 1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
-/// Whether an event has ended does not depend on how its bytes arrive, and [`Events::track_event`] finds the end that comes
-/// next. The first byte chooses the framing.
+/// Whether an event has ended does not depend on how its bytes arrive, and [`Events::track_event`] finds the end that
+/// comes next. The first byte chooses the framing.
 pub(in crate::proxy) fn fuzz(bytes: &[u8]) {
     let Some((choice, stream)) = bytes.split_first() else {
         return;

@@ -1,8 +1,8 @@
 //! Handlers that behave like a small kube-apiserver, enough for a real kubectl.
 //!
-//! They support discovery, namespaces, pods (get, list, watch, create, update, patch, delete; as tables too), selectors, logs,
-//! exec over WebSocket and `kubectl auth whoami`; they refuse all else and name [`COMMANDS`]. As in kube-apiserver, a 401 or
-//! an anonymous request over HTTP/2 causes a GOAWAY for its whole connection.
+//! They support discovery, namespaces, pods (get, list, watch, create, update, patch, delete; as tables too),
+//! selectors, logs, exec over WebSocket and `kubectl auth whoami`; they refuse all else and name [`COMMANDS`]. As in
+//! kube-apiserver, a 401 or an anonymous request over HTTP/2 causes a GOAWAY for its whole connection.
 //!
 //! ```no_run
 //! # async fn example() {

@@ -108,7 +108,8 @@ impl Pod {
         Ok(pod)
     }
 
-    /// The same pod after a client changed its object. As in kube-apiserver, only labels, annotations and images may differ.
+    /// The same pod after a client changed its object. As in kube-apiserver, only labels, annotations and images may
+    /// differ.
     pub(super) fn changed_to(&self, object: &Value) -> Result<Self, Refusal> {
         let version = &object["metadata"]["resourceVersion"];
         let is_current = version.as_str().and_then(|text| text.parse().ok()) == Some(self.version);
