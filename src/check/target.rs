@@ -136,7 +136,7 @@ impl CheckTarget {
     /// The server at an address in a sentence about its TLS.
     pub(super) fn place(&self, address: SocketAddr) -> String {
         match &self.outbound {
-            Some(route) => format!("{} behind {}", route.apiserver(), route.proxy()),
+            Some(route) => format!("{} through {}", route.apiserver(), route.proxy()),
             None => address.to_string(),
         }
     }

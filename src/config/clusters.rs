@@ -490,7 +490,7 @@ const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no
 const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
 const PASSTHROUGH_CERTIFICATES: &str = "has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself";
 const PROXY_AND_ADDRESSES: &str =
-    "stands beside `addresses`, but the proxy resolves the host of `url`; remove one of the two";
+    "is given beside `addresses`, but the proxy resolves the host of `url`; remove one of the two";
 const PASSTHROUGH_PUBLISH: &str = "has `passthrough` and `publish`; remove `publish`, because the proxy cannot answer a request that it does not see";
 const PASSTHROUGH_ACCESS: &str =
     "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";

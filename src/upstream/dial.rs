@@ -243,7 +243,7 @@ pub(super) async fn verified_stream(
     Ok(secured)
 }
 
-/// Connects to an endpoint, or to the apiserver behind the outbound proxy at its address.
+/// Connects to an endpoint, or to the apiserver through the outbound proxy at its address.
 ///
 /// # Errors
 ///

@@ -255,7 +255,7 @@ async fn check_through_outbound(world: &World, url: &str) -> RunResult {
 }
 
 #[tokio::test]
-async fn apiserver_behind_outbound_proxy_passes_every_check() {
+async fn apiserver_through_outbound_proxy_passes_every_check() {
     let world = World::new();
     let upstream = world.apiserver().start().await;
     for (scheme, script) in [
@@ -275,7 +275,7 @@ async fn apiserver_behind_outbound_proxy_passes_every_check() {
     }
 }
 
-/// The two halves of the way, and what lies behind it.
+/// The two halves of the way, and TLS with the apiserver after it.
 #[tokio::test]
 async fn failure_says_which_side_of_the_outbound_proxy_it_is() {
     let world = World::new();
@@ -305,13 +305,13 @@ async fn failure_says_which_side_of_the_outbound_proxy_it_is() {
         (
             Some(Script::Connects(CONNECTED)),
             "verify",
-            "the certificate of apiserver.inside.test:6443 behind http://AT is not signed by",
+            "the certificate of apiserver.inside.test:6443 through http://AT is not signed by",
             "pass the CA that issued it",
         ),
         (
             Some(Script::Connects("HTTP/1.1 200 OK\r\n\r\nSSH-2.0-x\r\n")),
             "tls",
-            "apiserver.inside.test:6443 behind http://AT does not speak TLS",
+            "apiserver.inside.test:6443 through http://AT does not speak TLS",
             "write the HTTPS port",
         ),
     ] {

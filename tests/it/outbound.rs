@@ -26,7 +26,7 @@ fn url(text: &str, address: SocketAddr) -> OutboundProxy {
     text.replace("AT", &address.to_string()).parse().unwrap()
 }
 
-/// A proxy whose apiserver is [`INSIDE`], behind an outbound proxy at this URL.
+/// A proxy whose apiserver is [`INSIDE`], reached through an outbound proxy at this URL.
 fn start(world: &World, outbound: OutboundProxy) -> Proxy {
     let setup = world.proxy(refused_address());
     let setup = setup.cluster(|cluster| {
@@ -38,7 +38,7 @@ fn start(world: &World, outbound: OutboundProxy) -> Proxy {
     setup.start()
 }
 
-/// Not used by a proxy whose apiserver is behind another one.
+/// Not used by a proxy whose apiserver is reached through another one.
 fn refused_address() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 1))
 }
@@ -288,7 +288,7 @@ async fn outbound_proxy_with_an_unknown_certificate_gets_no_password() {
 }
 
 #[tokio::test]
-async fn unverified_apiserver_behind_outbound_proxy_gets_no_byte() {
+async fn unverified_apiserver_through_outbound_proxy_gets_no_byte() {
     let world = World::new();
     let foreign = Ca::new("foreign").server(&[APISERVER]);
     let upstream = standin::upstream::Upstream::builder(foreign).start().await;

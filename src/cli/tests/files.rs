@@ -106,7 +106,7 @@ fn bad_config_files() {
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1:1'], proxyUrl: 'http://b'}\n",
-            "config file DIR/proxy.yaml, line 3, column 76: the value stands beside `addresses`, but the proxy resolves the host of `url`; remove one of the two",
+            "config file DIR/proxy.yaml, line 3, column 76: the value is given beside `addresses`, but the proxy resolves the host of `url`; remove one of the two",
         ),
         (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, proxyUrl: 'http://u:hidden@b:0'}\n",
