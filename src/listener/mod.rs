@@ -9,6 +9,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -197,20 +198,33 @@ impl Listener {
     ) {
         let enter =
             |stream, peer, is_draining| self.entrance.enter(stream, peer, judge(peer), is_draining);
+        let mut has_refused = false;
         loop {
             let (mut accept, mut has_waited) = (pin!(self.accept_with_memory()), false);
-            let accepted = poll_fn(|cx| {
-                let accepted = accept.as_mut().poll(cx);
-                has_waited |= accepted.is_pending();
-                accepted
+            let accepted = poll_fn(|cx| match accept.as_mut().poll(cx) {
+                Poll::Pending if has_refused => Poll::Ready(None),
+                accepted => {
+                    has_waited |= accepted.is_pending();
+                    accepted.map(Some)
+                }
             });
-            let (stream, peer) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 // First, so that a flood of connections cannot hide it.
                 () = drain.begun() => break,
                 accepted = accepted => accepted,
             };
-            enter(stream, peer, false).map(&mut on_accept);
+            let Some((stream, peer)) = accepted else {
+                // The queue is empty. In a flood of refused connections the kernel would wake the worker for each.
+                has_refused = false;
+                sleep(PAUSE_OF_REFUSALS).await;
+                continue;
+            };
+            let Some(accepted) = enter(stream, peer, false) else {
+                has_refused = true;
+                continue;
+            };
+            on_accept(accepted);
             // Open connections have priority over those of a full queue. `accept` alone would continue for 128 of
             // them.
             if !has_waited {
@@ -351,6 +365,8 @@ const BACKLOG: i32 = 4096;
 /// Pauses after an error of `accept`.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How long refused connections collect in the queue of the kernel, so that one turn of the worker refuses many.
+const PAUSE_OF_REFUSALS: Duration = Duration::from_millis(1);
 /// How long handshakes in progress may take after the drain begins: a round trip to a far client.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(250);
 

@@ -8,6 +8,8 @@ use std::{
     },
 };
 
+use tokio::io::AsyncReadExt as _;
+
 use super::*;
 use crate::config::Limits;
 
@@ -133,4 +135,40 @@ async fn close_leaves_the_queue_of_an_inherited_socket() {
     assert!(listener.close(serve_all).is_empty());
     let (_, peer) = socket.accept().unwrap();
     assert_eq!(peer, client.local_addr().unwrap());
+}
+
+/// The loop pauses once it has refused all that the queue holds.
+#[tokio::test]
+async fn client_after_refused_ones_is_served() {
+    let socket = bound("127.0.0.1:0");
+    let address = socket.local_addr().unwrap();
+    let listener = listener(socket, Owner::Proxy);
+    let honest = std::sync::Mutex::new(Vec::new());
+    let judge = |peer: PeerAddr| match honest.lock().unwrap().contains(&peer.0) {
+        true => Admission::Client,
+        false => Admission::Denied,
+    };
+    let (sender, mut accepted) = tokio::sync::mpsc::unbounded_channel();
+    let serve = listener.run(Drain::new(), judge, |next| {
+        sender.send(next.peer.0).unwrap();
+    });
+    let clients = async {
+        for _ in 0..3 {
+            for _ in 0..20 {
+                let refused = async { TcpStream::connect(address).await?.read_u8().await };
+                // It sees the reset, so that the pause has begun or is about to.
+                refused.await.unwrap_err();
+            }
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            let peer = socket.local_addr().unwrap();
+            honest.lock().unwrap().push(peer);
+            let _client = socket.connect(address).await.unwrap();
+            assert_eq!(accepted.recv().await, Some(peer));
+        }
+    };
+    tokio::select! {
+        () = serve => unreachable!("no drain has begun"),
+        () = clients => {}
+    }
 }
