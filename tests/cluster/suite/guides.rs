@@ -51,7 +51,7 @@ fn guide_copies_the_certificate_to_the_proxys_namespace() {
         .ok();
     assert!(
         !desk.folder.join("tls.key").exists(),
-        "the key stays behind"
+        "the page leaves the key"
     );
     let get = ["get", "secret", "kube-tls-proxy-tls", "--output=json"];
     let copied = direct.run(&[&get[..], &["--namespace=kube-tls-proxy"]].concat());

@@ -14,7 +14,7 @@ use crate::fixture::Fixture;
 use crate::impersonation;
 use crate::kubectl::{Kubectl, same_on_both};
 use crate::process::run;
-use crate::suite::{Credential, Route, Server, shared};
+use crate::suite::{Credential, Route, shared};
 
 /// A way in which the user of the suite comes in through the proxy. The same user comes in directly with the same
 /// credential.
@@ -114,6 +114,16 @@ impl Way {
         }
     }
 
+    /// The cluster that the access log names for the user of the suite.
+    fn cluster(self) -> &'static str {
+        match self {
+            Self::Token | Self::Rules | Self::FrontProxy | Self::Impersonation => "test",
+            Self::Passthrough => "direct",
+            Self::HttpProxy | Self::Ingress => "default/kubernetes",
+            Self::HttpRoute => "default/apiserver",
+        }
+    }
+
     /// The configuration of a proxy in front of `upstream`, which has the address and the CA of the apiserver.
     pub(crate) fn config(self, fixture: &Fixture, upstream: &Value) -> Value {
         if let Some((file, host)) = self.manifest() {
@@ -170,6 +180,7 @@ pub(crate) fn outside_of_a_pod(printed: &str, upstream: &Value) -> Value {
         panic!("not one cluster: {printed}")
     };
     let cluster = cluster.as_object_mut().unwrap();
+    assert_eq!(cluster["hosts"], json!(["localhost"]), "{printed}");
     assert_eq!(cluster.remove("inCluster"), Some(json!(true)), "{printed}");
     cluster.insert("upstream".into(), upstream.clone());
     config
@@ -400,17 +411,7 @@ fn user_of_the_suite_comes_in_the_way_it_says() {
     assert_eq!(denied.code, Some(1));
     let by_rule = denied.stderr.contains("(rule 3 of cluster test)");
     assert_eq!(by_rule, way == Way::Rules, "{}", denied.stderr);
-    if way == Way::Passthrough {
-        // The certificate decides there which name reaches the proxy.
-        return;
-    }
-    // The certificate has this name too, but a translated configuration serves only the host of its manifest.
-    let server = suite.server(Route::Proxied);
-    let other = Server {
-        url: server.url.replace("localhost", "127.0.0.1"),
-        ..server
-    };
-    let response = suite.fetch(&other, &suite.credential(), "/version", &[]);
-    let expected = if way.manifest().is_some() { 421 } else { 200 };
-    assert_eq!(response["status"], expected, "{response}");
+    let log = suite.proxy.end_of_log();
+    let cluster = format!(" cluster={} ", way.cluster());
+    assert!(log.contains(&cluster), "no{cluster}in\n{log}");
 }
