@@ -13,7 +13,8 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 19] {
+pub fn targets() -> [Target; 20] {
+    let [goaway, endpointslice] = crate::upstream::FUZZ;
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
     let [
         headers,
@@ -42,7 +43,8 @@ pub fn targets() -> [Target; 19] {
         ("access", access),
         ("certificate", certificate),
         ("prefixes", prefixes),
-        ("goaway", crate::upstream::FUZZ),
+        ("goaway", goaway),
+        ("endpointslice", endpointslice),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),
         ("manifests", crate::translate::fuzz),

@@ -99,10 +99,10 @@ pub(super) fn build_namings(
 
 fn endpoints(cluster: &ClusterConfig) -> Endpoints {
     let (host, port) = (&cluster.upstream_host, cluster.upstream_port);
-    let endpoints = if cluster.addresses.is_empty() {
-        Endpoints::new(host, port)
-    } else {
-        Endpoints::fixed(host, port, &cluster.addresses)
+    let endpoints = match &cluster.discovery {
+        Some(token) => Endpoints::discovered(host, port, token),
+        None if cluster.addresses.is_empty() => Endpoints::new(host, port),
+        None => Endpoints::fixed(host, port, &cluster.addresses),
     };
     endpoints.of_cluster(&cluster.name)
 }

@@ -6,6 +6,7 @@
 
 mod context;
 mod dial;
+mod discover;
 mod endpoint;
 mod error;
 mod front_proxy;
@@ -14,6 +15,7 @@ mod h2;
 mod handshake_turns;
 mod http2_body;
 mod lease;
+mod own_get;
 mod passthrough;
 mod probe;
 mod request_body;
@@ -33,7 +35,8 @@ pub use crate::http1::{MessageError, Upgraded};
 use crate::metrics::ClusterLabel;
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
-pub use endpoint::{ConnectTimes, EndpointHealth, Endpoints, Health};
+pub(crate) use discover::{DiscoveryError, ReadSlice};
+pub use endpoint::{ConnectTimes, DiscoveryReport, EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use front_proxy::FrontProxy;
 pub(crate) use http2_body::UnreadBody;
@@ -46,8 +49,8 @@ pub use user_naming::{
     NamingError, NamingRight, RemoteUser, UpstreamRequest, UserNaming, is_impersonating,
 };
 
-/// The fuzz body of this module: the frames of HTTP/2.
-pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
+/// The fuzz bodies of this module: the frames of HTTP/2, and the addresses of apiservers.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = [h2::fuzz, discover::fuzz];
 
 /// The apiserver of one cluster, in one trust generation.
 #[derive(Debug)]

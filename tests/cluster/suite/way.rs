@@ -201,6 +201,11 @@ const EXCEPTIONS: &[Exception] = &[
         reason: "it has flags for a cluster of its own",
     },
     Exception {
+        case: "discovery",
+        ways: NOT_TOKEN,
+        reason: "it has a proxy of its own, and no client",
+    },
+    Exception {
         case: "impersonation",
         ways: NOT_IMPERSONATION,
         reason: "the proxy of the suite does not impersonate",
