@@ -13,9 +13,9 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 20] {
-    let [goaway, endpointslice] = crate::upstream::FUZZ;
+pub fn targets() -> [Target; 21] {
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
+    let [goaway, endpointslice, outbound] = crate::upstream::FUZZ;
     let [
         headers,
         host,
@@ -45,6 +45,7 @@ pub fn targets() -> [Target; 20] {
         ("prefixes", prefixes),
         ("goaway", goaway),
         ("endpointslice", endpointslice),
+        ("outbound", outbound),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),
         ("manifests", crate::translate::fuzz),

@@ -156,6 +156,7 @@ mod tests {
             host: "127.0.0.1".into(),
             port: upstream.address().port(),
             addresses: Vec::new(),
+            outbound: None,
             tls: ClientTls::new(Arc::new(ca.roots()), NAME.try_into().unwrap()).unwrap(),
             prefix: String::new(),
             authority: NAME.into(),

@@ -19,6 +19,7 @@ mod kubeconfig;
 mod limits;
 mod listen;
 mod load;
+mod outbound;
 mod source;
 mod units;
 mod url;
@@ -55,6 +56,7 @@ pub use limits::{Limits, LiveSettings, Settings, Timeouts};
 pub use listen::{Admission, ListenConfig, PeerPolicy};
 pub(crate) use listen::{overlap, peers_of};
 pub use load::load;
+pub use outbound::{OutboundProtocol, OutboundProxy};
 pub(crate) use source::check_path_flag;
 pub(crate) use units::duration;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
@@ -146,6 +148,8 @@ pub struct ClusterConfig {
     pub upstream_port: u16,
     /// The place that names host and port, for messages: `the URL of --upstream`.
     pub url_place: String,
+    /// The proxy through which it is reached, which resolves the host; usually `None`.
+    pub outbound: Option<OutboundProxy>,
     /// Its addresses, instead of those that the host resolves to; usually empty.
     pub addresses: Vec<SocketAddr>,
     /// The file of the token with which the addresses of all apiservers are read from the cluster, and nothing else.

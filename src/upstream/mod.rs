@@ -15,6 +15,7 @@ mod h2;
 mod handshake_turns;
 mod http2_body;
 mod lease;
+mod outbound;
 mod own_get;
 mod passthrough;
 mod probe;
@@ -32,7 +33,7 @@ use std::sync::{
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, uri::Authority};
 
 pub use crate::http1::{MessageError, Upgraded};
-use crate::metrics::ClusterLabel;
+use crate::{metrics::ClusterLabel, text::error_chain};
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub(crate) use discover::{DiscoveryError, ReadSlice};
@@ -41,6 +42,7 @@ pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use front_proxy::FrontProxy;
 pub(crate) use http2_body::UnreadBody;
 pub use lease::{ClientLeases, Origin, ResponseBody};
+pub use outbound::{OutboundError, OutboundRoute, SocksRefusal};
 pub(crate) use passthrough::{NoAnswer, PassedHello};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
@@ -49,8 +51,9 @@ pub use user_naming::{
     NamingError, NamingRight, RemoteUser, UpstreamRequest, UserNaming, is_impersonating,
 };
 
-/// The fuzz bodies of this module: the frames of HTTP/2, and the addresses of apiservers.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = [h2::fuzz, discover::fuzz];
+/// The fuzz bodies of this module: the frames of HTTP/2, the addresses of apiservers, and the responses of outbound
+/// proxies.
+pub(crate) const FUZZ: [fn(&[u8]); 3] = [h2::fuzz, discover::fuzz, outbound::fuzz];
 
 /// The apiserver of one cluster, in one trust generation.
 #[derive(Debug)]
@@ -67,6 +70,8 @@ pub struct Cluster {
     probe_host: String,
     /// Whether clients speak TLS with the apiserver themselves. No request is then sent to this cluster.
     is_passthrough: bool,
+    /// The proxy on the way to it, whose addresses are then those of `endpoints`.
+    outbound: Option<OutboundRoute>,
     /// Dropped with this generation, so that a connection can tell whether a reload has replaced it.
     in_use: Arc<()>,
 }
@@ -90,6 +95,7 @@ impl Cluster {
             tls,
             authority: None,
             is_passthrough: false,
+            outbound: None,
             in_use: Arc::default(),
         }
     }
@@ -106,6 +112,13 @@ impl Cluster {
     #[must_use]
     pub fn passed_through(mut self) -> Self {
         self.is_passthrough = true;
+        self
+    }
+
+    /// This cluster, reached through an outbound proxy. Its endpoints are then the addresses of that proxy.
+    #[must_use]
+    pub fn reached_through(mut self, outbound: Option<OutboundRoute>) -> Self {
+        self.outbound = outbound;
         self
     }
 
@@ -137,6 +150,18 @@ impl Cluster {
     #[must_use]
     pub fn path_prefix(&self) -> &str {
         &self.path_prefix
+    }
+
+    /// An error of a dial with its causes, for the health of an endpoint. Beyond an outbound proxy the address is not that
+    /// of an apiserver, so the text names the proxy.
+    fn describe(&self, error: &UpstreamError) -> String {
+        let chain = error_chain(error);
+        match &self.outbound {
+            Some(route) if !matches!(error, UpstreamError::Outbound { .. }) => {
+                format!("through the outbound proxy {}: {chain}", route.proxy())
+            }
+            Some(_) | None => chain.to_string(),
+        }
     }
 
     /// Its addresses and their health.

@@ -124,6 +124,7 @@ fn flags_alone_give_defaults() {
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
                 access: Vec::new(),
+                outbound: None,
                 publish: None,
             }],
             directory: None,
@@ -406,6 +407,7 @@ clusters:
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
             access: Vec::new(),
+            outbound: None,
             publish: None,
         },
         ClusterConfig {
@@ -425,6 +427,7 @@ clusters:
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
             access: Vec::new(),
+            outbound: None,
             publish: None,
         },
         ClusterConfig {
@@ -444,6 +447,7 @@ clusters:
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
             access: Vec::new(),
+            outbound: None,
             publish: None,
         },
     ];

@@ -24,6 +24,7 @@ mod discovery;
 mod exec;
 mod fixture;
 mod forward;
+mod guides;
 mod impersonation;
 mod informers;
 mod isolation;
