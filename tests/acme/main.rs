@@ -253,7 +253,7 @@ async fn renewals_under_load_lose_no_request() {
     assert!(requests.load(Ordering::Relaxed) > 500);
     assert_eq!(metric(proxy.admin(), FAILED).await, 0.0);
     // One account for all of them.
-    assert_eq!(scene.pebble.count("There are now 1 accounts in memory"), 1);
+    assert_eq!(scene.pebble.count("accounts in memory"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
