@@ -25,8 +25,8 @@ type cluster struct {
 	announcement announcement
 	etcd         *component
 	apiserver    *component
-	// second is another apiserver with the same data, if the parent has asked for it.
-	second *component
+	// others are more apiservers with the same data, by address.
+	others map[string]*otherAPIServer
 
 	issuers       *issuers
 	dir           string
@@ -42,7 +42,7 @@ type cluster struct {
 // startCluster starts the components and creates the objects. If it fails, it
 // stops the components that it has started.
 func startCluster(ctx context.Context) (_ *cluster, err error) {
-	c := &cluster{}
+	c := &cluster{others: map[string]*otherAPIServer{}}
 	defer func() {
 		if err != nil {
 			c.close()
@@ -183,30 +183,69 @@ func (c *cluster) startAPIServer(ctx context.Context) (err error) {
 	return c.issuers.waitUntilTrusted(ctx, c.admin)
 }
 
-// startSecondAPIServer starts another apiserver with the same data and settings,
-// and returns its address.
-func (c *cluster) startSecondAPIServer(ctx context.Context) (string, error) {
+// otherAPIServer is an apiserver beside the one of the announcement.
+type otherAPIServer struct {
+	running *component
+	args    []string
+	client  *kubernetes.Clientset
+}
+
+// startAnotherAPIServer starts another apiserver with the same data and settings,
+// and returns its address. Each needs about 350 MiB of memory.
+func (c *cluster) startAnotherAPIServer(ctx context.Context) (string, error) {
 	port, err := reservePort()
 	if err != nil {
 		return "", err
 	}
 	c.undo = append(c.undo, port.release)
-	args := append(slices.Clone(c.apiserverArgs),
-		// The last value of a flag counts.
-		fmt.Sprintf("--secure-port=%d", port.port),
-		"--audit-log-path="+filepath.Join(c.dir, "audit-second.log"),
-	)
 	config := rest.CopyConfig(c.admin)
 	config.Host = "https://" + port.address()
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return "", err
 	}
-	if c.second, err = startComponent("kube-apiserver", c.dir, args); err != nil {
-		return "", err
+	other := &otherAPIServer{
+		args: append(slices.Clone(c.apiserverArgs),
+			// The last value of a flag counts.
+			fmt.Sprintf("--secure-port=%d", port.port),
+			"--audit-log-path="+filepath.Join(c.dir, fmt.Sprintf("audit-%d.log", port.port)),
+		),
+		client: client,
 	}
-	c.undo = append(c.undo, c.second.kill)
-	return port.address(), c.waitUntilReady(ctx, c.second, client)
+	// The closure reads the field when the cluster closes, because a restart changes it.
+	c.undo = append(c.undo, func() {
+		if other.running != nil {
+			other.running.kill()
+		}
+	})
+	c.others[port.address()] = other
+	return port.address(), c.startOther(ctx, other)
+}
+
+func (c *cluster) startOther(ctx context.Context, other *otherAPIServer) (err error) {
+	if other.running, err = startComponent("kube-apiserver", c.dir, other.args); err != nil {
+		return err
+	}
+	return c.waitUntilReady(ctx, other.running, other.client)
+}
+
+// killOther kills another apiserver, which is not the one of the announcement.
+func (c *cluster) killOther(address string) (*otherAPIServer, error) {
+	other := c.others[address]
+	if other == nil {
+		return nil, fmt.Errorf("no other apiserver has the address %q", address)
+	}
+	other.running.kill()
+	return other, nil
+}
+
+// restartOther kills another apiserver and starts it again on the same port.
+func (c *cluster) restartOther(ctx context.Context, address string) error {
+	other, err := c.killOther(address)
+	if err != nil {
+		return err
+	}
+	return c.startOther(ctx, other)
 }
 
 // waitUntilReady waits until this apiserver, which client uses, is ready.

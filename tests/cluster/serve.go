@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 )
 
@@ -53,7 +54,8 @@ type announcement struct {
 // wrong here: it is sent when the parent's thread ends, and a test is a thread.
 //
 // The line "restart" on standard input restarts the apiserver on its port. The
-// line "second" starts another apiserver with the same data, and "kill" kills that.
+// line "another" starts another apiserver with the same data. "kill ADDRESS" kills
+// such a one, and "restart ADDRESS" kills it and starts it again.
 func serve() error {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer cancel()
@@ -104,15 +106,20 @@ func serve() error {
 
 // obey runs a command of the parent and returns the answer to it.
 func (c *cluster) obey(ctx context.Context, command string) (any, error) {
-	switch command {
+	name, address, _ := strings.Cut(command, " ")
+	switch name {
 	case "restart":
-		return map[string]bool{"restarted": true}, c.restartAPIServer(ctx)
-	case "second":
-		address, err := c.startSecondAPIServer(ctx)
-		return map[string]string{"second": address}, err
+		answer := map[string]bool{"restarted": true}
+		if address != "" {
+			return answer, c.restartOther(ctx, address)
+		}
+		return answer, c.restartAPIServer(ctx)
+	case "another":
+		address, err := c.startAnotherAPIServer(ctx)
+		return map[string]string{"another": address}, err
 	case "kill":
-		c.second.kill()
-		return map[string]bool{"killed": true}, nil
+		_, err := c.killOther(address)
+		return map[string]bool{"killed": true}, err
 	default:
 		return nil, fmt.Errorf("unknown command %q", command)
 	}

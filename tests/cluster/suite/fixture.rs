@@ -136,16 +136,23 @@ impl Fixture {
 
     /// Starts another apiserver with the same data, and returns its address when it is ready.
     #[track_caller]
-    pub(crate) fn start_second_apiserver(&self) -> String {
-        let output = self.command("second");
-        output["second"].as_str().unwrap().to_owned()
+    pub(crate) fn start_another_apiserver(&self) -> String {
+        let output = self.command("another");
+        output["another"].as_str().unwrap().to_owned()
     }
 
-    /// Kills the second apiserver as the kernel would, without a word to its clients.
+    /// Kills the other apiserver with this address as the kernel would, without a word to its clients.
     #[track_caller]
-    pub(crate) fn kill_second_apiserver(&self) {
-        let output = self.command("kill");
+    pub(crate) fn kill_other_apiserver(&self, address: &str) {
+        let output = self.command(&format!("kill {address}"));
         assert_eq!(output["killed"], true, "{output}");
+    }
+
+    /// Kills the other apiserver with this address, starts it again there, and waits until it is ready.
+    #[track_caller]
+    pub(crate) fn restart_other_apiserver(&self, address: &str) {
+        let output = self.command(&format!("restart {address}"));
+        assert_eq!(output["restarted"], true, "{output}");
     }
 
     #[track_caller]

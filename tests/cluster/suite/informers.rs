@@ -44,7 +44,7 @@ fn informers_resume_when_the_proxy_stops_24_times() {
 #[test]
 fn watches_resume_when_one_of_two_apiservers_is_killed() {
     let Some(suite) = alone() else { return };
-    let second = suite.fixture.start_second_apiserver();
+    let second = suite.fixture.start_another_apiserver();
     let first = suite.fixture.server().strip_prefix("https://").unwrap();
     let mut upstream = suite.upstream();
     upstream["addresses"] = json!([first, &second]);
@@ -57,7 +57,7 @@ fn watches_resume_when_one_of_two_apiservers_is_killed() {
     let to_second = suite.another_proxy(&upstream, &[]);
     let kubectl = watch(&suite, &to_second);
 
-    suite.fixture.kill_second_apiserver();
+    suite.fixture.kill_other_apiserver(&second);
 
     let report = report(&mut crowd);
     assert_eq!(report["informers"], REFLECTORS, "{report}");
