@@ -49,6 +49,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-name -d 'Name or address in the certificate of the apiserver [default: the host of the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-host -d 'Host that requests ask the apiserver for: client or upstream [default: by the URL]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-proxy-url -d 'Proxy on the way to the apiserver: http, https or socks5 [default: none]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -s c -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
@@ -79,6 +80,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-name -d 'Name or address in the certificate of the apiserver [default: the host of the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-host -d 'Host that requests ask the apiserver for: client or upstream [default: by the URL]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-proxy-url -d 'Proxy on the way to the apiserver: http, https or socks5 [default: none]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s c -l config -d 'YAML file with several clusters, limits or timeouts' -r -F

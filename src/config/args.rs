@@ -99,6 +99,11 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_UPSTREAM_HOST", help_heading = APISERVER)]
     pub upstream_host: Option<String>,
 
+    /// Proxy on the way to the apiserver: http, https or socks5 [default: none]
+    #[arg(long, value_name = "URL")]
+    #[arg(env = "KUBE_TLS_PROXY_UPSTREAM_PROXY_URL", hide_env_values = true, help_heading = APISERVER)]
+    pub upstream_proxy_url: Option<String>,
+
     /// Kubeconfig with URL, CA and name of the apiserver; its credentials are not used
     #[arg(long, value_name = "FILE", value_parser = path())]
     #[arg(env = "KUBE_TLS_PROXY_KUBECONFIG", help_heading = APISERVER)]
@@ -206,6 +211,7 @@ impl ServeArgs {
             upstream_ca: path(&self.upstream_ca),
             upstream_name: text(&self.upstream_name),
             upstream_host: text(&self.upstream_host),
+            upstream_proxy_url: text(&self.upstream_proxy_url),
             kubeconfig: path(&self.kubeconfig),
             context: text(&self.context),
             config: path(&self.config),

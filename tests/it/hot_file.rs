@@ -167,6 +167,11 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
             json!({"upstream": {"addresses": ["127.0.0.1:1"]}}),
         ),
         (
+            "clusters[].upstream.proxyUrl",
+            REQUESTS,
+            json!({"upstream": {"proxyUrl": "http://127.0.0.1:1"}}),
+        ),
+        (
             "clusters[].upstream.ca",
             REQUESTS,
             json!({"upstream": {"ca": ca}}),

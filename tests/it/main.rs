@@ -39,6 +39,7 @@ mod liveness;
 mod logs;
 #[cfg(target_os = "linux")]
 mod memory;
+mod outbound;
 mod passthrough;
 mod prefixes;
 mod published;

@@ -132,6 +132,10 @@ fn bad_flags() {
             "--upstream-host: `server` is not a choice; write client, for the host that clients ask for, or upstream, for the host of the apiserver's URL",
         ),
         (
+            "BOTH --upstream-proxy-url u:hidden@bastion",
+            "--upstream-proxy-url: the value is not the URL of a proxy; write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT, with USER:PASSWORD@ before the host if the proxy wants them",
+        ),
+        (
             "BOTH --upstream-name not_a/name",
             "--upstream-name: `not_a/name` is neither a DNS name nor an IP address; write one such as kubernetes.default.svc",
         ),

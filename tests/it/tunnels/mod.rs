@@ -36,7 +36,7 @@ fn pattern(from: usize, length: usize) -> Vec<u8> {
 }
 
 /// Sends and receives `length` bytes at the same time, and checks every received byte.
-async fn exchange<S: AsyncRead + AsyncWrite>(stream: S, length: usize) {
+pub(crate) async fn exchange<S: AsyncRead + AsyncWrite>(stream: S, length: usize) {
     const PIECE: usize = 64 << 10;
     let (mut from, mut to) = split(stream);
     let send = async {
