@@ -25,6 +25,7 @@ mod copy;
 mod exec;
 mod fixture;
 mod forward;
+mod guides;
 mod impersonation;
 mod informers;
 mod isolation;

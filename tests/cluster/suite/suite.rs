@@ -96,7 +96,13 @@ impl Suite {
                 name: Some(PASSED_HOST),
                 ..terminated
             },
-            Way::Token | Way::Rules | Way::FrontProxy | Way::Impersonation => terminated,
+            Way::Token
+            | Way::Rules
+            | Way::FrontProxy
+            | Way::Impersonation
+            | Way::HttpProxy
+            | Way::Ingress
+            | Way::HttpRoute => terminated,
         }
     }
 
