@@ -159,7 +159,8 @@ const MAX_CONNECTIONS: usize = 100_000;
 /// memory is short.
 const MIN_CONNECTIONS: usize = 64;
 /// Files that are neither a client connection nor a connection to an apiserver for a client: 32 connections of the
-/// admin port, probes, lookups, files that a reload reads, and the runtime of the main thread.
+/// admin port, 16 of the port for `http-01`, probes, lookups, files that a reload reads, and the runtime of the main
+/// thread.
 const RESERVED_FILES: usize = 64;
 /// Client connections that were accepted and have no place: `clients::table` lets at most 32 wait, and as many may be
 /// about to close, because they were refused or lost their room to wait.

@@ -135,6 +135,11 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         ("certificates[].acme.eab.kid", CONNECTIONS, acme(eab())),
         ("certificates[].acme.eab.keyFile", CONNECTIONS, acme(eab())),
         (
+            "certificates[].acme.http01Listen",
+            CONNECTIONS,
+            acme(json!({"http01Listen": "127.0.0.1:1"})),
+        ),
+        (
             "certificates[].acme.profile",
             CONNECTIONS,
             acme(json!({"profile": "shortlived"})),
