@@ -30,6 +30,7 @@ mod handover;
 mod hostile_access;
 mod hosts;
 mod hot_file;
+mod hot_keys;
 mod http1_upstream;
 mod isolation;
 mod kube_client;

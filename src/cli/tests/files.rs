@@ -285,6 +285,18 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 1, column 52: the value is not the name of a profile; write one that the CA offers, such as shortlived, with letters, digits, `-`, `_` and `.`",
         ),
         (
+            "certificates: [{acme: {domains: [a.test], http01Listen: 80}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: `80` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], http01Listen: 'kube.example.com:80'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: `kube.example.com:80` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], http01Listen: ':0'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to",
+        ),
+        (
             "certificates: [{acme: {domains: [a.test], eab: {kid: 'a b', keyFile: k}}}]\n",
             "config file DIR/proxy.yaml, line 1, column 54: the value is not a key identifier; copy the one that the CA gave for external account binding, without spaces",
         ),
