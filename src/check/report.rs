@@ -90,6 +90,7 @@ pub enum Check {
     Clock,
     Upgrade,
     Watch,
+    Discovery,
     Clients,
     Whoami,
 }

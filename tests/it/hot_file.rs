@@ -135,6 +135,11 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         ("certificates[].acme.eab.kid", CONNECTIONS, acme(eab())),
         ("certificates[].acme.eab.keyFile", CONNECTIONS, acme(eab())),
         (
+            "certificates[].acme.http01Listen",
+            CONNECTIONS,
+            acme(json!({"http01Listen": "127.0.0.1:1"})),
+        ),
+        (
             "certificates[].acme.profile",
             CONNECTIONS,
             acme(json!({"profile": "shortlived"})),
@@ -184,9 +189,9 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         ("clusters[].kubeconfig", REQUESTS, kubeconfig.clone()),
         ("clusters[].context", REQUESTS, kubeconfig),
         (
-            "clusters[].inCluster",
+            "clusters[].inCluster.discover",
             REQUESTS,
-            json!({"upstream": null, "inCluster": true}),
+            json!({"upstream": null, "inCluster": {"discover": "endpoints"}}),
         ),
         (
             "clusters[].clientCertificates.ca",
