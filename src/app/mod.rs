@@ -222,7 +222,7 @@ impl App {
             started: self.started,
         };
         let _admin = self.admin.map(|admin| admin.serve(sources)).transpose()?;
-        let mut upkeep = EndpointUpkeep::new(&shared);
+        let mut upkeep = EndpointUpkeep::new(&shared, self.metrics.workers().len());
         upkeep.update(reloader.clusters()).await;
         let workers = Workers::start(
             self.sockets,

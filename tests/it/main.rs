@@ -42,6 +42,7 @@ mod memory;
 mod passthrough;
 mod prefixes;
 mod published;
+mod rebalancing;
 mod reloading;
 mod retry;
 mod smuggling;
