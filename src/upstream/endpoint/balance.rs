@@ -54,7 +54,8 @@ impl Balance {
             }
             None => {
                 let since = *self.uneven_since.get_or_insert(now);
-                let doubled = wait * 2_u32.pow(self.vain_rounds.min(MAX_DOUBLINGS));
+                let doublings = self.vain_rounds.min(MAX_DOUBLINGS);
+                let doubled = wait.saturating_mul(2_u32.saturating_pow(doublings));
                 if now.duration_since(since) < doubled {
                     return nothing;
                 }
@@ -124,7 +125,7 @@ impl Endpoints {
                 .filter(|one| !interval.is_zero() && one.state() == Health::Healthy)
                 .collect();
             let leases: Vec<_> = balanced.iter().map(|one| one.leases()).collect();
-            let wait = interval * UNEVEN_ROUNDS;
+            let wait = interval.saturating_mul(UNEVEN_ROUNDS);
             let surplus = balance.allow(&leases, moved_now, workers, wait, Instant::now());
             for (endpoint, surplus) in balanced.into_iter().zip(surplus) {
                 endpoint.surplus.store(surplus, Ordering::Relaxed);
@@ -199,14 +200,14 @@ mod tests {
     const WORKERS: usize = 2;
 
     /// Moves leases from endpoint to endpoint, as clients do that send requests all the time.
-    struct Cluster {
+    struct Simulation {
         balance: Balance,
         leases: Vec<usize>,
         moved: usize,
         now: Instant,
     }
 
-    impl Cluster {
+    impl Simulation {
         fn new(leases: &[usize]) -> Self {
             Self {
                 balance: Balance::default(),
@@ -262,7 +263,7 @@ mod tests {
             vec![400, 10, 10],
             vec![3000, 0, 0, 3000, 1000],
         ] {
-            let mut cluster = Cluster::new(&before);
+            let mut cluster = Simulation::new(&before);
             let waited = cluster.wait_for_moves();
             let soon = WAIT..WAIT + 2 * MOVE_INTERVAL;
             assert!(soon.contains(&waited.unwrap()), "{before:?}: {waited:?}");
@@ -288,14 +289,14 @@ mod tests {
             vec![50, 40, 60],
             vec![0, 0, 0],
         ] {
-            let waited = Cluster::new(&leases).wait_for_moves();
+            let waited = Simulation::new(&leases).wait_for_moves();
             assert_eq!(waited, None, "{leases:?}");
         }
     }
 
     #[test]
     fn time_starts_again_when_the_shares_were_even() {
-        let mut cluster = Cluster::new(&[100, 100, 0]);
+        let mut cluster = Simulation::new(&[100, 100, 0]);
         for _ in 0..3 {
             for (leases, pause) in [([100, 100, 0], WAIT / 2), ([70, 70, 60], WAIT)] {
                 cluster.leases = leases.to_vec();
@@ -309,7 +310,7 @@ mod tests {
     /// As with an endpoint that is so far away that every dial goes to another one.
     #[test]
     fn moves_in_vain_come_less_and_less_often() {
-        let mut cluster = Cluster::new(&[100, 100, 0]);
+        let mut cluster = Simulation::new(&[100, 100, 0]);
         let mut waits = Vec::new();
         for _ in 0..3 {
             waits.push(cluster.wait_for_moves().unwrap().as_secs() / WAIT.as_secs());
