@@ -195,6 +195,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::drain::Drain;
 
     const WAIT: Duration = Duration::from_secs(60);
     const WORKERS: usize = 2;
@@ -339,7 +340,8 @@ mod tests {
         let counted: Vec<_> = (0..40).map(|_| many.count()).collect();
         let also_counted: Vec<_> = (0..400).map(|_| dead.count()).collect();
         let interval = || Duration::from_secs(5);
-        let balancing = tokio::spawn(Arc::clone(&endpoints).keep_balanced(WORKERS, interval));
+        let drain = Drain::new();
+        let balancing = drain.spawn(Arc::clone(&endpoints).keep_balanced(WORKERS, interval));
         let give_up = || all.iter().map(|one| one.take_surplus()).collect::<Vec<_>>();
         let begun = Instant::now();
         while !many.has_surplus() {

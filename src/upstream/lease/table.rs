@@ -106,7 +106,11 @@ impl LeaseTable {
             Lookup::Found(leased) if newer_than.is_none() && self.shall_move(cluster, &leased) => {
                 Lookup::Surplus(leased)
             }
-            found => found,
+            found @ (Lookup::Found(_)
+            | Lookup::Surplus(_)
+            | Lookup::MustDialH1
+            | Lookup::MustDial
+            | Lookup::Full) => found,
         }
     }
 

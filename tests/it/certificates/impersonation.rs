@@ -511,8 +511,9 @@ async fn budget_of_401s_names_the_credential_of_the_proxy() {
         let budget = TokenBucketSize::new(BUDGET, Duration::from_secs(3600));
         let setup = setup.limits(|limits| limits.unauthorized_per_client = budget);
         let proxy = setup.start();
+        // One certificate: each has a budget of its own.
+        let jane = client(&proxy, cas.jane());
         for request in 0..2 * BUDGET {
-            let jane = client(&proxy, cas.jane());
             let response = get(&jane, BOTH[(request % 2) as usize], HOST, &[]).await;
             let [warning] = response.lines("warning")[..] else {
                 panic!("{response:?}");
