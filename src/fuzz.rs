@@ -13,8 +13,9 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 19] {
+pub fn targets() -> [Target; 20] {
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
+    let [goaway, outbound] = crate::upstream::FUZZ;
     let [
         headers,
         host,
@@ -42,7 +43,8 @@ pub fn targets() -> [Target; 19] {
         ("access", access),
         ("certificate", certificate),
         ("prefixes", prefixes),
-        ("goaway", crate::upstream::FUZZ),
+        ("goaway", goaway),
+        ("outbound", outbound),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),
         ("manifests", crate::translate::fuzz),

@@ -166,7 +166,9 @@ const CONTENT: &str = "the content of the file";
 /// Replaces a value in a message that must not repeat it.
 pub(crate) const HIDDEN: &str = "(hidden: may be a secret)";
 /// Words beside a secret in a file.
-const SECRET_WORDS: [&str; 9] = [
+const SECRET_WORDS: [&str; 11] = [
+    "proxyurl",
+    "proxy-url",
     "password",
     "passwd",
     "secret",

@@ -34,7 +34,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("acme", &["config", "drain", "pki"]),
+    (
+        "acme",
+        &["config", "drain", "listen_error", "pki", "plain_http"],
+    ),
+    ("plain_http", &["drain"]),
     (
         "admin",
         &[
@@ -48,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "memory",
             "metrics",
             "pki",
+            "plain_http",
             "process",
             "reload",
             "socket",

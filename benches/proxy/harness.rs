@@ -116,6 +116,7 @@ fn config(upstream: SocketAddr, identities: Vec<CertificateSource>, trust: Trust
             passthrough: false,
             trust,
             access: Vec::new(),
+            outbound: None,
             publish: None,
         }],
         directory: None,

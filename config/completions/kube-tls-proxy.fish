@@ -42,12 +42,14 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-email -d 'Email address for the ACME account' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-directory -d 'ACME directory of the CA; its terms of service apply [default: Let\'s Encrypt]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-directory-ca -d 'PEM file with the CAs that verify the ACME directory [default: the public CAs]' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-http01-listen -d 'Validate names on this port over HTTP (http-01), in place of port 443; the CA connects to port 80' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-store -d 'Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-name -d 'Name or address in the certificate of the apiserver [default: the host of the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-host -d 'Host that requests ask the apiserver for: client or upstream [default: by the URL]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream-proxy-url -d 'Proxy on the way to the apiserver: http, https or socks5 [default: none]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -s c -l config -d 'YAML file with several clusters, limits or timeouts' -r -F
@@ -71,12 +73,14 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-email -d 'Email address for the ACME account' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-directory -d 'ACME directory of the CA; its terms of service apply [default: Let\'s Encrypt]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-directory-ca -d 'PEM file with the CAs that verify the ACME directory [default: the public CAs]' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-http01-listen -d 'Validate names on this port over HTTP (http-01), in place of port 443; the CA connects to port 80' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-store -d 'Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-ca -d 'PEM file with the CAs that verify the apiserver at --upstream; no others are trusted' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-name -d 'Name or address in the certificate of the apiserver [default: the host of the URL]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-host -d 'Host that requests ask the apiserver for: client or upstream [default: by the URL]' -r
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream-proxy-url -d 'Proxy on the way to the apiserver: http, https or socks5 [default: none]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l kubeconfig -d 'Kubeconfig with URL, CA and name of the apiserver; its credentials are not used' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l context -d 'Context of the kubeconfig [default: its current-context]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -s c -l config -d 'YAML file with several clusters, limits or timeouts' -r -F

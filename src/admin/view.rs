@@ -75,6 +75,8 @@ struct CertificateView {
 struct ClusterView {
     name: String,
     url: String,
+    /// The outbound proxy on the way to it, without credentials; `null`: none. The endpoints are then those of this proxy.
+    outbound_proxy: Option<String>,
     hosts: Vec<String>,
     /// Whether its connections are passed through, so that it has tunnels and no requests.
     passthrough: bool,
@@ -222,6 +224,7 @@ impl View {
                     ClusterView {
                         name: cluster.name().to_owned(),
                         url: config.url(),
+                        outbound_proxy: config.outbound.as_ref().map(ToString::to_string),
                         hosts: config.public_names(),
                         passthrough: config.passthrough,
                         requests_per_second: requests.iter().sum(),

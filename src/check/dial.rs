@@ -112,7 +112,15 @@ pub(super) async fn check(
         recorder.skipped(&rest, "there is no connection");
         return None;
     }
-    let text = format!("{} accepts connections", reached.join(", "));
+    let text = match &target.outbound {
+        None => format!("{} accepts connections", reached.join(", ")),
+        Some(route) => format!(
+            "{} ({}) connects to {}",
+            route.proxy(),
+            reached.join(", "),
+            route.apiserver()
+        ),
+    };
     recorder.ok(Check::Tcp, text);
 
     record_failures(recorder, Check::Tls);
@@ -178,9 +186,13 @@ async fn resolve(target: &CheckTarget, recorder: &mut Recorder<'_>) -> Option<Ve
 }
 
 async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls, FailedStep> {
-    let reached = TcpConnected::dial(UpstreamAddr(address), &target.timeouts)
-        .await
-        .map_err(|error| FailedStep::new(Check::Tcp, messages::tcp(target, address, &error)))?;
+    let reached = TcpConnected::dial(
+        target.outbound.as_ref(),
+        UpstreamAddr(address),
+        &target.timeouts,
+    )
+    .await
+    .map_err(|error| FailedStep::new(Check::Tcp, messages::tcp(target, address, &error)))?;
     match reached.secure(&target.tls, Offer::Http2).await {
         Ok(verified) => Ok(NegotiatedTls {
             version: verified.version,
@@ -190,7 +202,10 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
         Err(error) if is_trusted_ca(target, &error) => Err(FailedStep {
             step: Check::Verify,
             is_warning: true,
-            message: messages::self_signed_ca(&format!("the certificate of {address}")),
+            message: messages::self_signed_ca(&format!(
+                "the certificate of {}",
+                target.place(address)
+            )),
         }),
         Err(error @ UpstreamError::Verify { .. }) => Err(FailedStep::new(
             Check::Verify,
@@ -201,7 +216,8 @@ async fn dial(target: &CheckTarget, address: SocketAddr) -> Result<NegotiatedTls
             messages::proxy_header_is_missing(address),
         )),
         Err(error) => {
-            let spoken = match messages::is_not_tls(&error) {
+            // The port of an outbound proxy would answer for itself.
+            let spoken = match messages::is_not_tls(&error) && target.outbound.is_none() {
                 true => Spoken::ask(address).await,
                 false => Spoken::Other,
             };
@@ -344,6 +360,7 @@ mod tests {
             authority: "kube.test".into(),
             trusted: "the CA".into(),
             anchors: Vec::new(),
+            outbound: None,
             url: "the URL".into(),
             timeouts: Timeouts::default(),
         };

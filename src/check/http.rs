@@ -101,7 +101,12 @@ impl CheckClient<'_> {
     /// does not know. One of the two is not enough: nginx replaces the host, and a certificate may have any names
     /// (`balancer_with_one_sign_of_passthrough_fails`). An apiserver answers `path` with a `Status`.
     pub(super) async fn is_passed_on(&self, path: &str) -> bool {
-        let dialled = TcpConnected::dial(self.endpoint, &self.target.timeouts).await;
+        let dialled = TcpConnected::dial(
+            self.target.outbound.as_ref(),
+            self.endpoint,
+            &self.target.timeouts,
+        )
+        .await;
         let Ok(reached) = dialled else {
             return false;
         };
@@ -153,7 +158,7 @@ impl CheckClient<'_> {
         headers: HeaderMap,
     ) -> Result<StreamingResponse, RequestError> {
         let target = self.target;
-        let reached = TcpConnected::dial(self.endpoint, &target.timeouts)
+        let reached = TcpConnected::dial(target.outbound.as_ref(), self.endpoint, &target.timeouts)
             .await
             .map_err(RequestError::Dial)?;
         let verified = reached

@@ -24,7 +24,7 @@ use crate::{
     pki::{Acceptance, Identity, TrustAnchors, UtcDate, public_roots, uncovered_hosts},
     quote,
     reload::{ClientMaterial, NamingMaterial, Publication},
-    upstream::{ClientTls, Offer, TcpConnected},
+    upstream::{ClientTls, Offer, OutboundRoute, TcpConnected},
 };
 
 /// Runs the checks and returns the names in the certificates.
@@ -165,16 +165,20 @@ pub(super) fn trust_anchors(
     cluster: &ClusterConfig,
     sources: &[PathBuf],
     recorder: &mut Recorder<'_>,
-) -> Option<ClientTls> {
+) -> Option<(ClientTls, Option<OutboundRoute>)> {
     let now = SystemTime::now();
     let anchors = TrustAnchors::load(&cluster.trust, now)
         .map_err(|error| error.naming_place(sources))
         .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
         .ok()?;
+    let outbound = OutboundRoute::from_config(cluster, &anchors.roots());
     if cluster.trust == TrustSource::Clients {
         let text = "no CA is configured: each client verifies the apiserver itself";
         recorder.ok(Check::Ca, text);
-        return Some(ClientTls::without_anchors(cluster.expected_name.clone()));
+        return Some((
+            ClientTls::without_anchors(cluster.expected_name.clone()),
+            outbound,
+        ));
     }
     let cas: Vec<_> = anchors
         .summaries()
@@ -186,9 +190,10 @@ pub(super) fn trust_anchors(
     for warning in anchors.warnings() {
         recorder.warning(Check::Ca, Message::from_sentence(warning));
     }
-    ClientTls::new(anchors.roots(), cluster.expected_name.clone())
+    let tls = ClientTls::new(anchors.roots(), cluster.expected_name.clone())
         .map_err(|error| recorder.failed(Check::Ca, Message::from_error(&error)))
-        .ok()
+        .ok()?;
+    Some((tls, outbound))
 }
 
 /// Records the files with which the users of client certificates are verified and named. `None` if the cluster has no
@@ -485,7 +490,7 @@ async fn presents(entry: &ListenConfig, identities: &[Identity], timeouts: &Time
         let Some(tls) = name.and_then(|name| ClientTls::new(public_roots(), name).ok()) else {
             continue;
         };
-        let Ok(mut reached) = TcpConnected::dial(address, timeouts).await else {
+        let Ok(mut reached) = TcpConnected::dial(None, address, timeouts).await else {
             return false;
         };
         if is_balancer {

@@ -15,7 +15,7 @@ use crate::{
     pki::{CertSummary, UtcDate},
     text::error_chain,
     tls_error::ChainError,
-    upstream::UpstreamError,
+    upstream::{OutboundError, OutboundRoute, UpstreamError},
 };
 
 /// The name does not resolve.
@@ -46,6 +46,9 @@ fn proxy_hint(target: &CheckTarget) -> &'static str {
 /// There is no TCP connection.
 pub(super) fn tcp(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
     let (server, url) = (target.server(), &target.url);
+    if let UpstreamError::Outbound { proxy, source, .. } = error {
+        return outbound(target, (address, proxy), source);
+    }
     let UpstreamError::Connect { source, .. } = error else {
         let limit = format_duration(target.timeouts.upstream_connect);
         return Message::new(
@@ -80,6 +83,50 @@ pub(super) fn tcp(target: &CheckTarget, address: SocketAddr, error: &UpstreamErr
             format!("check that {server} runs there and is reachable"),
         ),
     }
+}
+
+/// The outbound proxy has opened no connection. The text says which of its two sides fails.
+fn outbound(
+    target: &CheckTarget,
+    (address, proxy): (SocketAddr, &str),
+    error: &OutboundError,
+) -> Message {
+    let apiserver = target
+        .outbound
+        .as_ref()
+        .map_or_else(String::new, OutboundRoute::apiserver);
+    let text = if error.is_beyond_proxy() {
+        format!(
+            "{proxy} ({address}) does not connect to {apiserver}: {}",
+            error_chain(error)
+        )
+    } else {
+        format!(
+            "no connection with {proxy} ({address}): {}",
+            error_chain(error)
+        )
+    };
+    let fix = match error {
+        OutboundError::Connect(_) | OutboundError::ConnectTimeout => {
+            "start the outbound proxy or tunnel there, allow connections from this machine to it, or correct its URL"
+        }
+        OutboundError::Tls(_) => {
+            "check that it speaks TLS (else write http:// in its URL), with a certificate for the host of its URL from a public CA or the CA of the cluster"
+        }
+        OutboundError::Timeout | OutboundError::Status { .. } | OutboundError::Socks(_) => {
+            "let it connect to that address: check its rules, and whether its machine resolves the name and reaches the apiserver"
+        }
+        OutboundError::Credentials(_) => {
+            "write a user name and a password that it accepts into its URL"
+        }
+        OutboundError::Broken(_)
+        | OutboundError::Closed
+        | OutboundError::Protocol(_)
+        | OutboundError::TooLong => {
+            "check the port and the scheme in its URL (http, https or socks5), and its log"
+        }
+    };
+    Message::new(text, fix)
 }
 
 /// Whether the server does not speak TLS.
@@ -126,7 +173,7 @@ pub(super) fn tls(
     error: &UpstreamError,
     spoken: Spoken,
 ) -> Message {
-    let server = target.server();
+    let (server, address) = (target.server(), target.place(address));
     let UpstreamError::Handshake { source, .. } = error else {
         let limit = format_duration(target.timeouts.upstream_connect);
         return Message::new(
@@ -212,8 +259,8 @@ fn router_by_name(target: &CheckTarget) -> String {
 
 /// The server's certificate is not the expected one.
 pub(super) fn verify(target: &CheckTarget, address: SocketAddr, error: &UpstreamError) -> Message {
+    let (server, address) = (target.server(), target.place(address));
     let certificate = format!("the certificate of {address}");
-    let server = target.server();
     let Some(failure) = error.verify_error() else {
         return Message::new(
             format!(

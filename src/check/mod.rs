@@ -126,7 +126,7 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
             quote::path(cluster.path_prefix.as_ref())
         );
         recorder.begin(Section::Upstream, Some(&cluster.name), &title);
-        let Some(tls) = local::trust_anchors(cluster, &config.sources, recorder) else {
+        let Some((tls, outbound)) = local::trust_anchors(cluster, &config.sources, recorder) else {
             let rest = [Check::Dns, Check::Tcp, Check::Tls, Check::Verify];
             recorder.skipped(&rest, "there is no CA to verify the apiserver with");
             continue;
@@ -135,7 +135,7 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
         if plan.offline {
             continue;
         }
-        let target = CheckTarget::from_cluster(cluster, tls, &names, config);
+        let target = CheckTarget::from_cluster(cluster, (tls, outbound), &names, config);
         if !cluster.passthrough {
             let endpoint = apiserver::check(plan, &target, recorder).await;
             let Some(endpoint) = endpoint else { continue };

@@ -9,7 +9,7 @@ use crate::{
     config::{ClusterConfig, Config, Timeouts, TrustSource, authority},
     pki::{CertSummary, ClientIdentity, TrustAnchors, public_roots},
     quote,
-    upstream::ClientTls,
+    upstream::{ClientTls, OutboundRoute},
 };
 
 /// The role of a server.
@@ -38,6 +38,8 @@ pub(super) struct CheckTarget {
     pub(super) trusted: String,
     /// The certificates that clients of the proxy trust instead of the public CAs.
     pub(super) anchors: Vec<CertSummary>,
+    /// The outbound proxy on the way to it, whose host and port are then those above.
+    pub(super) outbound: Option<OutboundRoute>,
     /// Where the operator wrote host and port.
     pub(super) url: String,
     pub(super) timeouts: Timeouts,
@@ -47,11 +49,18 @@ impl CheckTarget {
     /// The apiserver of `cluster`; `certificate_names` are those that the proxy has certificates for.
     pub(super) fn from_cluster(
         cluster: &ClusterConfig,
-        tls: ClientTls,
+        (tls, outbound): (ClientTls, Option<OutboundRoute>),
         certificate_names: &[String],
         config: &Config,
     ) -> Self {
-        let (host, port) = (cluster.upstream_host.clone(), cluster.upstream_port);
+        let (host, port, url) = match &cluster.outbound {
+            Some(proxy) => (&proxy.host, proxy.port, "the URL of the outbound proxy"),
+            None => (
+                &cluster.upstream_host,
+                cluster.upstream_port,
+                &*cluster.url_place,
+            ),
+        };
         Self {
             role: TargetRole::Apiserver,
             addresses: cluster.addresses.clone(),
@@ -64,10 +73,11 @@ impl CheckTarget {
                 TrustSource::Clients => "a CA that only clients know".to_owned(),
             },
             anchors: Vec::new(),
-            url: cluster.url_place.clone(),
+            url: url.to_owned(),
             timeouts: config.timeouts.clone(),
-            host,
+            host: host.clone(),
             port,
+            outbound,
         }
     }
 
@@ -89,6 +99,7 @@ impl CheckTarget {
             role: TargetRole::Proxy,
             host,
             port,
+            outbound: None,
             addresses: Vec::new(),
             tls: ClientTls::new(roots, through.server_name.clone())?,
             prefix: through.prefix.clone(),
@@ -107,6 +118,7 @@ impl CheckTarget {
         Self {
             host,
             port,
+            outbound: None,
             addresses: Vec::new(),
             url: place.to_owned(),
             ..self
@@ -118,6 +130,14 @@ impl CheckTarget {
         Self {
             tls: self.tls.presenting(identity.certified_key()),
             ..self.clone()
+        }
+    }
+
+    /// The server at an address in a sentence about its TLS.
+    pub(super) fn place(&self, address: SocketAddr) -> String {
+        match &self.outbound {
+            Some(route) => format!("{} through {}", route.apiserver(), route.proxy()),
+            None => address.to_string(),
         }
     }
 

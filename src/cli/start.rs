@@ -81,15 +81,14 @@ impl StartBlock<'_> {
                 } else {
                     format!(" for {}", names.join(", "))
                 };
+                let outbound = cluster.outbound.as_ref();
+                let route = outbound.map(|proxy| format!(" through {proxy}"));
+                let url = format!("{}{}", cluster.url(), route.unwrap_or_default());
                 if cluster.passthrough {
-                    return format!("{} → {} passed through{hosts}", cluster.name, cluster.url());
+                    return format!("{} → {url} passed through{hosts}", cluster.name);
                 }
-                format!(
-                    "{} → {} as {}{hosts}",
-                    cluster.name,
-                    cluster.url(),
-                    cluster.expected_name.to_str()
-                )
+                let name = cluster.expected_name.to_str();
+                format!("{} → {url} as {name}{hosts}", cluster.name)
             })
             .collect()
     }

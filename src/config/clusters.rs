@@ -335,6 +335,13 @@ fn cluster_of_upstream(
     let (url, place) = (upstream.url.0.clone(), url::place_in(&source.file));
     let mut cluster = url.into_cluster(String::new(), trust, place);
     cluster.addresses = upstream.addresses.iter().map(|one| one.0.0).collect();
+    if let Some(proxy) = &upstream.proxy_url {
+        if !cluster.addresses.is_empty() {
+            let problem = PROXY_AND_ADDRESSES;
+            return Err(source.error_at(proxy, SettingError::Malformed { problem }));
+        }
+        cluster.outbound = Some(proxy.value.0.clone());
+    }
     if let Some(name) = &upstream.name {
         cluster.expected_name = name.value.0.0.clone();
     }
@@ -351,6 +358,7 @@ fn upstream_flag(args: &ServeArgs) -> Option<&'static str> {
         ("--upstream-ca", args.upstream_ca.is_some()),
         ("--upstream-name", args.upstream_name.is_some()),
         ("--upstream-host", args.upstream_host.is_some()),
+        ("--upstream-proxy-url", args.upstream_proxy_url.is_some()),
         ("--kubeconfig", args.kubeconfig.is_some()),
         ("--context", args.context.is_some()),
         ("--host", !args.hosts.is_empty()),
@@ -402,6 +410,9 @@ fn cluster_of_flags(args: &ServeArgs, env: &Environment) -> Result<ClusterConfig
     }
     if let Some(host) = &args.upstream_host {
         cluster.request_host = parse_flag("--upstream-host", host)?;
+    }
+    if let Some(url) = &args.upstream_proxy_url {
+        cluster.outbound = Some(parse_flag("--upstream-proxy-url", url)?);
     }
     for host in &args.hosts {
         let host = parse_flag::<PublicHost>("--host", host)?.0.to_string();
@@ -478,6 +489,8 @@ const PASSTHROUGH_WITHOUT_HOSTS: &str = "has `passthrough` and no `hosts`; add t
 const PASSTHROUGH_ADDRESS: &str = "has `passthrough` for an IP address, which no client asks for in TLS; write a name, such as `kubernetes`, and give it to clients as tls-server-name";
 const PASSTHROUGH_NAME: &str = "has `passthrough` and `upstream.name`; remove `name`, because each client verifies the apiserver under the name that it asks for";
 const PASSTHROUGH_CERTIFICATES: &str = "has `passthrough` and `clientCertificates`; remove the section, because each client presents its certificate to the apiserver itself";
+const PROXY_AND_ADDRESSES: &str =
+    "is given beside `addresses`, but the proxy resolves the host of `url`; remove one of the two";
 const PASSTHROUGH_PUBLISH: &str = "has `passthrough` and `publish`; remove `publish`, because the proxy cannot answer a request that it does not see";
 const PASSTHROUGH_ACCESS: &str =
     "has `passthrough`, so the proxy sees no request that `access` could judge; remove one of them";

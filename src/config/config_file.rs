@@ -14,7 +14,7 @@ use serde_saphyr::Spanned;
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    LogFormat, LoggedUser, RequestHost,
+    LogFormat, LoggedUser, OutboundProxy, RequestHost,
     access::AccessRuleEntry,
     acme::{SourceEntry, SourceForms},
     error::SettingError,
@@ -209,6 +209,10 @@ pub(super) struct UpstreamEntry {
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
     pub(super) addresses: Vec<Parsed<EndpointAddr>>,
+    /// A proxy on the way to it, such as the end of a tunnel: `http://[USER:PASSWORD@]HOST[:PORT]`, or with https or
+    /// socks5. It resolves the host of `url`.
+    #[schemars(with = "Option<String>", regex(pattern = "^(https?|socks5h?)://"))]
+    pub(super) proxy_url: Option<Spanned<Parsed<OutboundProxy>>>,
     /// PEM file with the only trusted CAs. Needed, except with `passthrough`: there only health checks use it.
     #[schemars(with = "Option<String>")]
     pub(super) ca: Option<Parsed<FilePath>>,

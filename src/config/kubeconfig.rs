@@ -231,9 +231,6 @@ fn complete(
 ) -> Result<ClusterConfig, SettingError> {
     let name = quoted(name);
     let trust = trust(&name, &cluster, file)?;
-    if cluster.proxy_url.is_some_and(|url| !url.is_empty()) {
-        return Err(SettingError::cluster(&name, USES_PROXY));
-    }
     let in_key = |key| in_key(key, &name);
     let server = cluster
         .server
@@ -243,7 +240,12 @@ fn complete(
     if let Some(name) = cluster.tls_server_name.filter(|name| !name.is_empty()) {
         url.name = url::expected_name(&name).map_err(in_key("tls-server-name"))?;
     }
-    Ok(url.into_cluster(name, trust, url::place_in(file)))
+    let outbound = cluster.proxy_url.filter(|url| !url.is_empty());
+    let outbound = outbound.map(|url| url.parse().map_err(in_key("proxy-url")));
+    Ok(ClusterConfig {
+        outbound: outbound.transpose()?,
+        ..url.into_cluster(name, trust, url::place_in(file))
+    })
 }
 
 /// The name of a cluster, for errors and log lines.
@@ -314,7 +316,6 @@ fn ca_data(data: &str) -> Result<Vec<u8>, &'static str> {
 }
 
 const SKIPS_VERIFICATION: &str = "sets insecure-skip-tls-verify: true. Without verification any server could pose as the apiserver and read every token; remove that line and give the CA as certificate-authority";
-const USES_PROXY: &str = "uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly";
 const BAD_CA_DATA: &str = "has certificate-authority-data that is not base64; copy the whole value again (`kubectl config view --raw` prints it)";
 const OMITTED_CA_DATA: &str = "has `DATA+OMITTED` in place of its certificate-authority-data; write the kubeconfig again with `kubectl config view --raw`";
 const PEM_CA_DATA: &str = "has PEM text in its certificate-authority-data; base64 of that text belongs there, or write the text to a file and name that in certificate-authority";

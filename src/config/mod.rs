@@ -18,6 +18,7 @@ mod kubeconfig;
 mod limits;
 mod listen;
 mod load;
+mod outbound;
 mod source;
 mod units;
 mod url;
@@ -54,6 +55,7 @@ pub use limits::{Limits, LiveSettings, Settings, Timeouts};
 pub use listen::{Admission, ListenConfig, PeerPolicy};
 pub(crate) use listen::{overlap, peers_of};
 pub use load::load;
+pub use outbound::{OutboundProtocol, OutboundProxy};
 pub(crate) use source::check_path_flag;
 pub(crate) use units::duration;
 pub(crate) use url::{ConnectTo, UpstreamUrl};
@@ -145,6 +147,8 @@ pub struct ClusterConfig {
     pub upstream_port: u16,
     /// The place that names host and port, for messages: `the URL of --upstream`.
     pub url_place: String,
+    /// The proxy through which it is reached, which resolves the host; usually `None`.
+    pub outbound: Option<OutboundProxy>,
     /// Its addresses, instead of those that the host resolves to; usually empty.
     pub addresses: Vec<SocketAddr>,
     /// Put before every path, without a final slash; usually empty.

@@ -52,6 +52,7 @@ impl UpstreamUrl {
             access: Vec::new(),
             passthrough: false,
             publish: None,
+            outbound: None,
         }
     }
 }
@@ -78,7 +79,7 @@ impl FromStr for UpstreamUrl {
             return Err(SettingError::invalid(url, HAS_QUERY));
         }
         let (host, port) =
-            split_port(authority).ok_or_else(|| SettingError::invalid(url, NO_PORT))?;
+            split_port(authority, 443).ok_or_else(|| SettingError::invalid(url, NO_PORT))?;
         // `fd00::1:6443` could be an address with or without a port.
         if host.contains(':') && !host.starts_with('[') {
             return Err(SettingError::invalid(url, NO_HOST));
@@ -150,7 +151,7 @@ impl FromStr for ConnectTo {
         let parts = match text.parse::<IpAddr>() {
             // An IPv6 address without brackets and port.
             Ok(_) => Some((text, None)),
-            Err(_) => split_port(text)
+            Err(_) => split_port(text, 443)
                 .map(|(host, port)| (host, (host.len() < text.len()).then_some(port))),
         };
         parts
@@ -179,11 +180,12 @@ pub(super) fn host(text: &str) -> Option<String> {
     parse_host(text).map(|(host, _name)| host)
 }
 
-fn split_port(authority: &str) -> Option<(&str, u16)> {
+/// Host and port, which is `default` if it is missing.
+pub(super) fn split_port(authority: &str, default: u16) -> Option<(&str, u16)> {
     let after_brackets = authority.rfind(']').map_or(0, |end| end.saturating_add(1));
     let (_, tail) = authority.split_at_checked(after_brackets)?;
     match tail.rfind(':') {
-        None => Some((authority, 443)),
+        None => Some((authority, default)),
         Some(colon) => {
             let (host, port) = authority.split_at_checked(after_brackets.checked_add(colon)?)?;
             let port = port.strip_prefix(':')?;
@@ -198,7 +200,8 @@ fn split_port(authority: &str) -> Option<(&str, u16)> {
     }
 }
 
-fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
+/// A bare host, as [`host`], and the name that a certificate for it carries.
+pub(super) fn parse_host(text: &str) -> Option<(String, ServerName<'static>)> {
     if let Some(inner) = text
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))

@@ -119,7 +119,7 @@ families! {
             `balance` (another apiserver had far fewer)"]
         "Upstream connections that are no longer used, by reason.";
     DIALS = Counter "kube_tls_proxy_upstream_dials_total"
-        ["cluster": CLUSTERS, "result": "`ok`, `refused`, `timeout`, `verify` (certificate not accepted), `tls`, `protocol`, `other`"]
+        ["cluster": CLUSTERS, "result": "`ok`, `refused`, `outbound_proxy` (it has opened no connection), `timeout`, `verify` (certificate not accepted), `tls`, `protocol`, `other`"]
         "Attempts to connect to an apiserver.";
     ENDPOINT_HEALTHY = Gauge "kube_tls_proxy_endpoint_healthy"
         ["cluster": CLUSTERS, "endpoint": "address and port"]
@@ -177,7 +177,8 @@ families! {
             `frames` (a client sent too many control frames or cancelled too many requests, and its connection ended)"]
         "How often a limit was reached.";
     ERRORS = Counter "kube_tls_proxy_errors_total"
-        ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `denied`, `no_endpoint`, `upstream_connections`, `connect`, `connect_timeout`, `handshake`, `verify`, \
+        ["cluster": CLUSTERS_OR_NONE, "reason": "`rejected`, `denied`, `no_endpoint`, `upstream_connections`, `connect`, \
+            `outbound_proxy` (it has opened no connection), `connect_timeout`, `handshake`, `verify`, \
             `unprocessed`, `lost`, `upload`, `protocol`, `front_proxy` (its certificate has expired), \
             `impersonation_token` (it cannot be used)"]
         "Error responses of the proxy itself, in place of a response of the apiserver. A passthrough connection that no apiserver accepts counts too; it is closed.";

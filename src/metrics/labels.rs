@@ -201,6 +201,8 @@ label! {
         Ok = "ok",
         /// TCP was refused, or the host is unreachable.
         Refused = "refused",
+        /// The outbound proxy has opened no connection.
+        OutboundProxy = "outbound_proxy",
         /// It took too long.
         Timeout = "timeout",
         /// The certificate was not accepted.
@@ -227,6 +229,8 @@ label! {
         UpstreamConnections = "upstream_connections",
         /// The TCP connection failed.
         Connect = "connect",
+        /// The outbound proxy has opened no connection.
+        OutboundProxy = "outbound_proxy",
         /// The connection took too long.
         ConnectTimeout = "connect_timeout",
         /// The TLS handshake failed.

@@ -200,6 +200,7 @@ fn upstream_reason(error: &UpstreamError) -> ErrorReason {
             ErrorReason::UpstreamConnections
         }
         UpstreamError::Connect { .. } => ErrorReason::Connect,
+        UpstreamError::Outbound { .. } => ErrorReason::OutboundProxy,
         UpstreamError::ConnectTimeout { .. } => ErrorReason::ConnectTimeout,
         UpstreamError::Verify { .. } => ErrorReason::Verify,
         UpstreamError::Handshake { .. } => ErrorReason::Handshake,

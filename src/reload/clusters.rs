@@ -7,7 +7,7 @@ use crate::{
     config::{ClusterConfig, Config, RequestHost, TrustSource},
     metrics::ClusterLabels,
     pki::{ClientIdentity, Identity},
-    upstream::{ClientTls, Cluster, Endpoints, FrontProxy, UserNaming},
+    upstream::{ClientTls, Cluster, Endpoints, FrontProxy, OutboundRoute, UserNaming},
 };
 
 /// The clusters of a new snapshot. A cluster that has not changed since `old` is taken from there, with its leases.
@@ -54,7 +54,9 @@ pub(super) fn build_clusters(
         let has_names = config.sole_cluster() == Some(cluster)
             || cluster.public_prefix.is_some() && cluster.hosts.is_empty();
         let probe_host = cluster.own_request_host(names.filter(|_| has_names));
-        let built = Cluster::new(label, prefix, endpoints, tls).with_hosts(authority, probe_host);
+        let built = Cluster::new(label, prefix, endpoints, tls)
+            .with_hosts(authority, probe_host)
+            .reached_through(OutboundRoute::from_config(cluster, &trust.roots()));
         clusters.push(Arc::new(if cluster.passthrough {
             built.passed_through()
         } else {
@@ -99,7 +101,9 @@ pub(super) fn build_namings(
 
 fn endpoints(cluster: &ClusterConfig) -> Endpoints {
     let (host, port) = (&cluster.upstream_host, cluster.upstream_port);
-    let endpoints = if cluster.addresses.is_empty() {
+    let endpoints = if let Some(proxy) = &cluster.outbound {
+        Endpoints::new(&proxy.host, proxy.port)
+    } else if cluster.addresses.is_empty() {
         Endpoints::new(host, port)
     } else {
         Endpoints::fixed(host, port, &cluster.addresses)

@@ -25,7 +25,7 @@ use super::turn::Turn;
 /// A TCP stream that reads more than it is asked for while the peer sends much.
 #[derive(Debug)]
 pub(crate) struct ReadAhead {
-    tcp: TcpStream,
+    socket: Socket,
     /// Bytes that were read and not asked for yet.
     buffer: BytesMut,
     /// Whether the last read found more than was asked for.
@@ -39,8 +39,17 @@ pub(crate) struct ReadAhead {
 
 impl ReadAhead {
     pub(crate) fn new(tcp: TcpStream) -> Self {
+        Self::over(Socket::Tcp(tcp))
+    }
+
+    /// The same over TLS with a proxy on the way, which carries the bytes of this stream.
+    pub(crate) fn in_tls(tls: client::TlsStream<TcpStream>) -> Self {
+        Self::over(Socket::Tls(Box::new(tls)))
+    }
+
+    fn over(socket: Socket) -> Self {
         Self {
-            tcp,
+            socket,
             buffer: BytesMut::new(),
             is_bulk: false,
             filled: false,
@@ -57,7 +66,10 @@ impl ReadAhead {
 
     /// The socket, for its settings.
     pub(crate) fn tcp(&self) -> &TcpStream {
-        &self.tcp
+        match &self.socket {
+            Socket::Tcp(tcp) => tcp,
+            Socket::Tls(tls) => tls.get_ref().0,
+        }
     }
 
     /// Reads the first bytes of a connection ahead and returns them. The next reads begin with them, so that this costs
@@ -81,10 +93,10 @@ impl ReadAhead {
     pub(crate) async fn read_more(&mut self) -> io::Result<&[u8]> {
         poll_fn(|cx| {
             // Check first, so that a silent client costs no buffer.
-            ready!(self.tcp.poll_read_ready(cx))?;
+            ready!(self.socket.poll_read_ready(cx))?;
             self.buffer.reserve(FIRST_READ);
             let mut ahead = (&mut self.buffer).limit(FIRST_READ);
-            poll_read_buf(Pin::new(&mut self.tcp), cx, &mut ahead)
+            poll_read_buf(Pin::new(&mut self.socket), cx, &mut ahead)
         })
         .await?;
         Ok(&self.buffer)
@@ -111,7 +123,7 @@ impl ReadAhead {
             return Poll::Ready(());
         }
         // An error is dropped here, because the read that follows returns it.
-        let ready = self.tcp.poll_read_ready(cx).map(drop);
+        let ready = self.socket.poll_read_ready(cx).map(drop);
         if ready.is_pending() {
             self.turn = Turn::default();
             self.buffer = BytesMut::new();
@@ -152,7 +164,7 @@ impl AsyncRead for ReadAhead {
         let room = ready!(this.turn.poll_read_room(cx));
         if !this.is_bulk {
             let wanted = buf.remaining();
-            if Pin::new(&mut this.tcp).poll_read(cx, buf)?.is_pending() {
+            if Pin::new(&mut this.socket).poll_read(cx, buf)?.is_pending() {
                 this.turn = Turn::default();
                 return Poll::Pending;
             }
@@ -162,14 +174,14 @@ impl AsyncRead for ReadAhead {
             return Poll::Ready(Ok(()));
         }
         // Check first, so that an empty socket costs no buffer.
-        if this.tcp.poll_read_ready(cx)?.is_pending() {
+        if this.socket.poll_read_ready(cx)?.is_pending() {
             this.turn = Turn::default();
             this.buffer = BytesMut::new();
             return Poll::Pending;
         }
         this.buffer.reserve(room);
         let mut ahead = (&mut this.buffer).limit(room);
-        let read = poll_read_buf(Pin::new(&mut this.tcp), cx, &mut ahead);
+        let read = poll_read_buf(Pin::new(&mut this.socket), cx, &mut ahead);
         this.turn.read += this.buffer.len();
         this.is_bulk = this.buffer.len() > buf.remaining();
         this.hand_over(buf);
@@ -190,11 +202,11 @@ impl AsyncWrite for ReadAhead {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        Pin::new(&mut self.socket).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.socket).poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -204,11 +216,11 @@ impl AsyncWrite for ReadAhead {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         ready!(this.turn.poll_write_room(cx));
-        let tcp = Pin::new(&mut this.tcp);
+        let socket = Pin::new(&mut this.socket);
         // Usually there is one record, and the kernel writes one buffer faster than a list of one.
         let written = match bufs {
-            [only] => tcp.poll_write(cx, only),
-            _ => tcp.poll_write_vectored(cx, bufs),
+            [only] => socket.poll_write(cx, only),
+            _ => socket.poll_write_vectored(cx, bufs),
         };
         match &written {
             Poll::Ready(Ok(count)) => this.turn.written += count,
@@ -219,7 +231,91 @@ impl AsyncWrite for ReadAhead {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.socket.is_write_vectored()
+    }
+}
+
+/// What a [`ReadAhead`] reads from.
+#[derive(Debug)]
+enum Socket {
+    /// Every connection, except through an outbound proxy that speaks TLS.
+    Tcp(TcpStream),
+    /// TLS with such a proxy.
+    Tls(Box<client::TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    /// Ready if a read may find something. TLS may need the rest of a record first: the read is then pending.
+    fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(tcp) => tcp.poll_read_ready(cx),
+            Self::Tls(tls) => {
+                let (tcp, session) = tls.get_ref();
+                if session.wants_read() {
+                    tcp.poll_read_ready(cx)
+                } else {
+                    Poll::Ready(Ok(()))
+                }
+            }
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Self::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Self::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Tcp(tcp) => tcp.is_write_vectored(),
+            Self::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_flush(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Self::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
-    ClientTls, Cluster, UpstreamContext, UpstreamError,
+    ClientTls, Cluster, OutboundRoute, UpstreamContext, UpstreamError,
     context::Connection,
     endpoint::Endpoint,
     h1::H1Connection,
@@ -35,7 +35,6 @@ use crate::{
     metrics::Dialled,
     pki::CertSummary,
     socket,
-    text::error_chain,
     transport::{ReadAhead, WriteBatcher},
 };
 
@@ -180,7 +179,7 @@ pub(super) async fn in_time<T>(
 /// Records a failed dial with the health of its endpoint.
 pub(super) fn dial_failed(cluster: &Cluster, endpoint: &Endpoint, error: &UpstreamError) {
     if !matches!(error, UpstreamError::NoSocket) {
-        let why = error_chain(error).to_string();
+        let why = cluster.describe(error);
         cluster.endpoints.dial_failed(endpoint, error, why);
     }
 }
@@ -232,15 +231,33 @@ pub(super) async fn verified_stream(
     let counted = endpoint.count();
     let settings = context.settings.load_full();
     let begun = Instant::now();
-    let tcp = tcp_connect(endpoint.address(), &settings.timeouts).await?;
+    let route = cluster.outbound.as_ref();
+    let stream = reach(route, endpoint.address(), &settings.timeouts).await?;
     let connected = Instant::now();
     let times = endpoint.connect_times();
     times.tcp.observe(connected.duration_since(begun));
-    let stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
+    let stream = stream.with_on_close(Box::new((counted, socket)));
     let handshake = tls_handshake(stream, &cluster.tls.name, config, endpoint.address());
     let secured = context.dial_turns.run(handshake).await?;
     times.tls.observe(connected.elapsed());
     Ok(secured)
+}
+
+/// Connects to an endpoint, or to the apiserver through the outbound proxy at its address.
+///
+/// # Errors
+///
+/// When the endpoint or the proxy does not connect.
+pub(super) async fn reach(
+    route: Option<&OutboundRoute>,
+    endpoint: UpstreamAddr,
+    timeouts: &Timeouts,
+) -> Result<ReadAhead, UpstreamError> {
+    match route {
+        // On the heap: a dial without a proxy is no larger for it.
+        Some(route) => Box::pin(route.connect(endpoint, timeouts)).await,
+        None => tcp_connect(endpoint, timeouts).await.map(ReadAhead::new),
+    }
 }
 
 pub(super) async fn tcp_connect(
@@ -326,7 +343,7 @@ pub(crate) enum Offer {
 pub(crate) struct TcpConnected {
     endpoint: UpstreamAddr,
     deadline: Instant,
-    tcp: TcpStream,
+    stream: ReadAhead,
 }
 
 /// The second step of a dial: a verified connection, and the outcome of its handshake.
@@ -349,23 +366,24 @@ impl TcpConnected {
     ///
     /// The error that a dial of `serve` would return.
     pub(crate) async fn dial(
+        route: Option<&OutboundRoute>,
         endpoint: UpstreamAddr,
         timeouts: &Timeouts,
     ) -> Result<Self, UpstreamError> {
         let deadline = Instant::now() + timeouts.upstream_connect;
-        let tcp = timeout_at(deadline, tcp_connect(endpoint, timeouts))
+        let stream = timeout_at(deadline, reach(route, endpoint, timeouts))
             .await
             .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;
         Ok(Self {
             endpoint,
             deadline,
-            tcp,
+            stream,
         })
     }
 
     /// Sends bytes that the server reads before TLS. A failure shows in the handshake.
     pub(crate) async fn send_first(&mut self, bytes: &[u8]) {
-        self.tcp.write_all(bytes).await.ok();
+        self.stream.write_all(bytes).await.ok();
     }
 
     /// Runs the TLS handshake and verifies the certificate.
@@ -383,7 +401,7 @@ impl TcpConnected {
             Offer::Http2 => &tls.h2,
             Offer::Http1 => &tls.h1,
         };
-        let handshake = tls_handshake(ReadAhead::new(self.tcp), &tls.name, config, endpoint);
+        let handshake = tls_handshake(self.stream, &tls.name, config, endpoint);
         let stream = timeout_at(self.deadline, handshake)
             .await
             .unwrap_or(Err(UpstreamError::ConnectTimeout { endpoint }))?;
@@ -422,7 +440,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{drain::Drain, upstream::Endpoints};
+    use crate::{drain::Drain, text::error_chain, upstream::Endpoints};
 
     const NAME: &str = "kubernetes.default.svc";
 

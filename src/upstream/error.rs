@@ -2,7 +2,7 @@
 
 use std::{error::Error, io, sync::Arc};
 
-use super::VerifyError;
+use super::{OutboundError, VerifyError};
 use crate::{
     ending::{EndReason, Ending},
     hosts::UpstreamAddr,
@@ -36,6 +36,17 @@ pub enum UpstreamError {
         /// The error of the kernel, or of HTTP on the new connection.
         #[source]
         source: io::Error,
+    },
+    /// The outbound proxy has opened no connection to the apiserver.
+    #[error("no connection through the outbound proxy {proxy}")]
+    Outbound {
+        /// The address of the proxy.
+        endpoint: UpstreamAddr,
+        /// Its URL, without credentials.
+        proxy: String,
+        /// Why not.
+        #[source]
+        source: OutboundError,
     },
     /// Connect, TLS handshake and HTTP preface together took too long.
     #[error("no connection to {endpoint} within timeouts.upstreamConnect")]
@@ -291,6 +302,7 @@ impl UpstreamError {
         match self {
             Self::NoEndpoint { .. }
             | Self::Connect { .. }
+            | Self::Outbound { .. }
             | Self::ConnectTimeout { .. }
             | Self::Verify { .. }
             | Self::Handshake { .. } => Ending::by_apiserver(EndReason::NoConnection),
@@ -311,6 +323,7 @@ impl UpstreamError {
     pub fn endpoint(&self) -> Option<UpstreamAddr> {
         match self {
             Self::Connect { endpoint, .. }
+            | Self::Outbound { endpoint, .. }
             | Self::ConnectTimeout { endpoint }
             | Self::Verify { endpoint, .. }
             | Self::Handshake { endpoint, .. }
@@ -353,6 +366,7 @@ impl UpstreamError {
             Self::Connect { .. } | Self::Protocol { .. } | Self::UnsolicitedUpgrade => {
                 Dialled::Protocol
             }
+            Self::Outbound { .. } => Dialled::OutboundProxy,
             Self::ConnectTimeout { .. } => Dialled::Timeout,
             Self::Verify { .. } => Dialled::Verify,
             Self::Handshake { .. } => Dialled::Tls,
@@ -379,6 +393,7 @@ impl UpstreamError {
             | Self::TooManyConnections { .. }
             | Self::NoSocket
             | Self::Connect { .. }
+            | Self::Outbound { .. }
             | Self::ConnectTimeout { .. }
             | Self::Verify { .. }
             | Self::Handshake { .. }
@@ -406,6 +421,7 @@ impl UpstreamError {
             // rustls reports what it received as invalid data. Any other error is one of the connection: a load
             // balancer whose apiservers are down accepts it and closes it.
             Self::Handshake { source, .. } => source.kind() != io::ErrorKind::InvalidData,
+            Self::Outbound { source, .. } => source.is_outage(),
             Self::Shared(error) => error.is_outage(),
             Self::NoEndpoint { .. }
             | Self::TooManyConnections { .. }

@@ -14,6 +14,7 @@ mod h2;
 mod handshake_turns;
 mod http2_body;
 mod lease;
+mod outbound;
 mod passthrough;
 mod probe;
 mod request_body;
@@ -30,7 +31,7 @@ use std::sync::{
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, uri::Authority};
 
 pub use crate::http1::{MessageError, Upgraded};
-use crate::metrics::ClusterLabel;
+use crate::{metrics::ClusterLabel, text::error_chain};
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
 pub use endpoint::{ConnectTimes, EndpointHealth, Endpoints, Health};
@@ -38,6 +39,7 @@ pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use front_proxy::FrontProxy;
 pub(crate) use http2_body::UnreadBody;
 pub use lease::{ClientLeases, Origin, ResponseBody};
+pub use outbound::{OutboundError, OutboundRoute, SocksRefusal};
 pub(crate) use passthrough::{NoAnswer, PassedHello};
 pub use request_body::{ReplayBudget, RequestBody};
 pub use sockets::SpareSockets;
@@ -46,8 +48,8 @@ pub use user_naming::{
     NamingError, NamingRight, RemoteUser, UpstreamRequest, UserNaming, is_impersonating,
 };
 
-/// The fuzz body of this module: the frames of HTTP/2.
-pub(crate) const FUZZ: fn(&[u8]) = h2::fuzz;
+/// The fuzz bodies of this module: the frames of HTTP/2, and the responses of outbound proxies.
+pub(crate) const FUZZ: [fn(&[u8]); 2] = [h2::fuzz, outbound::fuzz];
 
 /// The apiserver of one cluster, in one trust generation.
 #[derive(Debug)]
@@ -64,6 +66,8 @@ pub struct Cluster {
     probe_host: String,
     /// Whether clients speak TLS with the apiserver themselves. No request is then sent to this cluster.
     is_passthrough: bool,
+    /// The proxy on the way to it, whose addresses are then those of `endpoints`.
+    outbound: Option<OutboundRoute>,
     /// Dropped with this generation, so that a connection can tell whether a reload has replaced it.
     in_use: Arc<()>,
 }
@@ -87,6 +91,7 @@ impl Cluster {
             tls,
             authority: None,
             is_passthrough: false,
+            outbound: None,
             in_use: Arc::default(),
         }
     }
@@ -103,6 +108,13 @@ impl Cluster {
     #[must_use]
     pub fn passed_through(mut self) -> Self {
         self.is_passthrough = true;
+        self
+    }
+
+    /// This cluster, reached through an outbound proxy. Its endpoints are then the addresses of that proxy.
+    #[must_use]
+    pub fn reached_through(mut self, outbound: Option<OutboundRoute>) -> Self {
+        self.outbound = outbound;
         self
     }
 
@@ -134,6 +146,18 @@ impl Cluster {
     #[must_use]
     pub fn path_prefix(&self) -> &str {
         &self.path_prefix
+    }
+
+    /// An error of a dial with its causes, for the health of an endpoint. Beyond an outbound proxy the address is not that
+    /// of an apiserver, so the text names the proxy.
+    fn describe(&self, error: &UpstreamError) -> String {
+        let chain = error_chain(error);
+        match &self.outbound {
+            Some(route) if !matches!(error, UpstreamError::Outbound { .. }) => {
+                format!("through the outbound proxy {}: {chain}", route.proxy())
+            }
+            Some(_) | None => chain.to_string(),
+        }
     }
 
     /// Its addresses and their health.

@@ -16,7 +16,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::{
     Cluster, UpstreamContext, UpstreamError,
-    dial::{dial_failed, first_of, in_time, tcp_connect},
+    dial::{dial_failed, first_of, in_time, reach},
     endpoint::Endpoint,
     sockets::{ClientSockets, OpenSocket},
 };
@@ -87,10 +87,11 @@ async fn try_one(
         // Counted before TCP connects, so that dials at the same time spread over the endpoints.
         let counted = endpoint.count();
         let settings = context.settings.load_full();
-        let tcp = tcp_connect(address, &settings.timeouts).await?;
+        let route = cluster.outbound.as_ref();
+        let stream = reach(route, address, &settings.timeouts).await?;
         is_connected = true;
         was_sent.store(true, Ordering::Relaxed);
-        let mut stream = ReadAhead::new(tcp).with_on_close(Box::new((counted, socket)));
+        let mut stream = stream.with_on_close(Box::new((counted, socket)));
         match first_answer(&mut stream, hello).await {
             Ok(()) => Ok(PassedHello {
                 stream,

@@ -15,7 +15,6 @@ use super::{
     endpoint::Endpoint,
     h1::{self, H1Connection},
 };
-use crate::text::error_chain;
 
 impl Cluster {
     /// Probes the endpoints of this cluster until all other handles of it are dropped. `context` has no
@@ -79,7 +78,7 @@ async fn probe_all(
                     return cluster.endpoints.mark_healthy(&endpoint);
                 }
                 Ok(Ok(Some(status))) => (format!("{address} answered /readyz with {status}"), true),
-                Ok(Err(error)) => (error_chain(&error).to_string(), error.is_outage()),
+                Ok(Err(error)) => (cluster.describe(&error), error.is_outage()),
                 Err(_elapsed) => {
                     let asked = if cluster.tls.has_anchors() { "/readyz" } else { "a TLS handshake" };
                     (

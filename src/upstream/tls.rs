@@ -130,6 +130,22 @@ impl ClientTls {
     }
 }
 
+/// The TLS settings for an outbound proxy, which the public CAs or `roots` must vouch for.
+///
+/// # Panics
+///
+/// Never: aws-lc-rs supports both versions of TLS.
+pub(super) fn of_outbound_proxy(roots: &RootCertStore) -> Arc<ClientConfig> {
+    let mut all = RootCertStore::clone(&pki::public_roots());
+    all.extend(roots.roots.iter().cloned());
+    let config = ClientConfig::builder_with_provider(pki::provider())
+        .with_safe_default_protocol_versions()
+        .expect("aws-lc-rs supports TLS 1.2 and 1.3")
+        .with_root_certificates(all)
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
 /// webpki's verifier, which also reports the certificate that it refused.
 #[derive(Debug)]
 struct ExplainingVerifier {

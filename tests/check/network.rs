@@ -3,7 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use socket2::{Domain, Socket, Type};
-use standin::tcp::{Behaviour, Peer, refused};
+use standin::{
+    outbound::{CONNECTED, Outbound, Script},
+    tcp::{Behaviour, Peer, refused},
+};
 use tokio::{net::TcpStream, time::timeout};
 
 use crate::world::{APISERVER, RunResult, World, check, flags, path};
@@ -240,4 +243,88 @@ clusters:
         "{}",
         result.stdout
     );
+}
+
+/// Checks an apiserver that only the outbound proxy can reach.
+async fn check_through_outbound(world: &World, url: &str) -> RunResult {
+    let flags = [
+        world.flags_as("https://apiserver.inside.test:6443", &world.identity()),
+        world.clients_trust(),
+    ];
+    check(&flags.concat(), &["--upstream-proxy-url", url]).await
+}
+
+#[tokio::test]
+async fn apiserver_through_outbound_proxy_passes_every_check() {
+    let world = World::new();
+    let upstream = world.apiserver().start().await;
+    for (scheme, script) in [
+        ("http", Script::Connects(CONNECTED)),
+        ("socks5", Script::Socks(None, 0)),
+    ] {
+        let outbound = Outbound::start(script, upstream.address(), None).await;
+        let url = format!("{scheme}://{}", outbound.address());
+        let result = check_through_outbound(&world, &url).await;
+        assert_eq!(result.code, 0, "{}", result.stdout);
+        let text = format!(
+            "{url} ({}) connects to apiserver.inside.test:6443",
+            outbound.address()
+        );
+        assert!(result.stdout.contains(&text), "{}", result.stdout);
+        assert!(outbound.asked().len() > 2);
+    }
+}
+
+/// The two halves of the way, and TLS with the apiserver after it.
+#[tokio::test]
+async fn failure_says_which_side_of_the_outbound_proxy_it_is() {
+    let world = World::new();
+    let foreign = standin::pki::Ca::new("foreign").server(&[APISERVER]);
+    let upstream = world.apiserver_as(foreign).start().await;
+    let down = refused().await;
+    let says = |text: &str| Script::Ends(text.as_bytes().to_vec());
+    for (script, check, message, fix) in [
+        (
+            None,
+            "tcp",
+            "no connection with http://AT (AT): cannot connect to it: ",
+            "start the outbound proxy or tunnel there",
+        ),
+        (
+            Some(says("HTTP/1.1 407 Login\r\n\r\n")),
+            "tcp",
+            "no connection with http://AT (AT): it refused: 407 Login; check user name",
+            "write a user name and a password that it accepts into its URL",
+        ),
+        (
+            Some(says("HTTP/1.1 403 Forbidden\r\n\r\n")),
+            "tcp",
+            "http://AT (AT) does not connect to apiserver.inside.test:6443: it refused: 403 Forbidden",
+            "let it connect to that address",
+        ),
+        (
+            Some(Script::Connects(CONNECTED)),
+            "verify",
+            "the certificate of apiserver.inside.test:6443 through http://AT is not signed by",
+            "pass the CA that issued it",
+        ),
+        (
+            Some(Script::Connects("HTTP/1.1 200 OK\r\n\r\nSSH-2.0-x\r\n")),
+            "tls",
+            "apiserver.inside.test:6443 through http://AT does not speak TLS",
+            "write the HTTPS port",
+        ),
+    ] {
+        let outbound = match script {
+            Some(script) => Some(Outbound::start(script, upstream.address(), None).await),
+            None => None,
+        };
+        let at = outbound
+            .as_ref()
+            .map_or(down, Outbound::address)
+            .to_string();
+        let result = check_through_outbound(&world, &format!("http://u:hunter2@{at}")).await;
+        result.assert_finding(1, '✗', check, &message.replace("AT", &at), fix);
+        assert!(!result.stdout.contains("hunter2"), "{}", result.stdout);
+    }
 }

@@ -135,6 +135,11 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         ("certificates[].acme.eab.kid", CONNECTIONS, acme(eab())),
         ("certificates[].acme.eab.keyFile", CONNECTIONS, acme(eab())),
         (
+            "certificates[].acme.http01Listen",
+            CONNECTIONS,
+            acme(json!({"http01Listen": "127.0.0.1:1"})),
+        ),
+        (
             "certificates[].acme.profile",
             CONNECTIONS,
             acme(json!({"profile": "shortlived"})),
@@ -160,6 +165,11 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
             "clusters[].upstream.addresses",
             REQUESTS,
             json!({"upstream": {"addresses": ["127.0.0.1:1"]}}),
+        ),
+        (
+            "clusters[].upstream.proxyUrl",
+            REQUESTS,
+            json!({"upstream": {"proxyUrl": "http://127.0.0.1:1"}}),
         ),
         (
             "clusters[].upstream.ca",
@@ -419,24 +429,24 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
 }
 
 /// A proxy that is configured by a file.
-struct Hot {
-    world: World,
-    upstream: Upstream,
-    proxy: Proxy,
+pub(crate) struct Hot {
+    pub(crate) world: World,
+    pub(crate) upstream: Upstream,
+    pub(crate) proxy: Proxy,
     /// The file as it was at the start.
-    base: Value,
+    pub(crate) base: Value,
     file: PathBuf,
 }
 
 impl Hot {
     /// With two clusters at one apiserver, `change` of the file, and two listeners.
-    async fn start(change: Value) -> Self {
+    pub(crate) async fn start(change: Value) -> Self {
         let world = World::new();
         let upstream = world.apiserver().http(watch_or_ok).start().await;
         Self::start_with(world, upstream, change)
     }
 
-    fn start_with(world: World, upstream: Upstream, change: Value) -> Self {
+    pub(crate) fn start_with(world: World, upstream: Upstream, change: Value) -> Self {
         let setup = world.proxy(upstream.address());
         let cluster = |name: &str, host: &str| {
             json!({"name": name, "hosts": [host], "upstream": {
@@ -477,13 +487,13 @@ impl Hot {
 
     /// Writes the file of the start with `change`, and reloads it. Returns the keys that need a restart, and whether
     /// anything else has changed.
-    async fn change(&self, change: Value) -> (Vec<&'static str>, bool) {
+    pub(crate) async fn change(&self, change: Value) -> (Vec<&'static str>, bool) {
         let mut text = self.base.clone();
         merge(&mut text, change);
         self.write(&text).await
     }
 
-    async fn write(&self, text: &Value) -> (Vec<&'static str>, bool) {
+    pub(crate) async fn write(&self, text: &Value) -> (Vec<&'static str>, bool) {
         fs::write(&self.file, text.to_string()).unwrap();
         let mut report = self.proxy.report();
         let before = report.borrow_and_update().clone();
@@ -502,7 +512,7 @@ impl Hot {
 }
 
 /// JSON Merge Patch (RFC 7386).
-fn merge(to: &mut Value, patch: Value) {
+pub(crate) fn merge(to: &mut Value, patch: Value) {
     match (to, patch) {
         (Value::Object(to), Value::Object(patch)) => {
             for (key, value) in patch {

@@ -29,6 +29,7 @@ mod handover;
 mod hostile_access;
 mod hosts;
 mod hot_file;
+mod hot_keys;
 mod http1_upstream;
 mod isolation;
 mod kube_client;
@@ -39,6 +40,7 @@ mod liveness;
 mod logs;
 #[cfg(target_os = "linux")]
 mod memory;
+mod outbound;
 mod passthrough;
 mod prefixes;
 mod published;

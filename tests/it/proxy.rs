@@ -119,6 +119,7 @@ impl World {
                 trust: TrustSource::File(ca),
                 client_certificates: None,
                 access: Vec::new(),
+                outbound: None,
                 publish: None,
             }],
             directory: None,

@@ -4,7 +4,9 @@ import copy
 import json
 import math
 import os
+import re
 import subprocess
+import textwrap
 import unittest
 
 import yaml
@@ -220,6 +222,24 @@ class Chart(unittest.TestCase):
         here, *others = config_of(objects)["clusters"]
         self.assertIn("frontProxy", here.pop("clientCertificates"))
         self.assertEqual([here, *others], clusters)
+
+    def test_values_of_the_guides_install_what_they_translate(self):
+        for guide in ["from-contour", "from-ingress-nginx"]:
+            page = (rendered.ROOT / f"docs/{guide}.md").read_text()
+            result, values = [
+                yaml.safe_load(textwrap.dedent(re.search(rf"^    {key}:\n(?:    .+\n)+", page, re.MULTILINE).group()))
+                for key in ["certificates", "config"]
+            ]
+            objects = rendered.chart(*[f"{key}={json.dumps(value)}" for key, value in values.items()])
+            clusters = config_of(objects)["clusters"]
+            self.assertEqual(clusters, values["config"]["clusters"])
+            (container,) = pod_of(objects)["containers"]
+            folders = [mount["mountPath"] for mount in container["volumeMounts"]]
+            for cluster in clusters:
+                if "upstream" in cluster:
+                    self.assertIn(os.path.dirname(cluster["upstream"]["ca"]), folders, guide)
+                else:
+                    self.assertEqual(clusters, result["clusters"], guide)
 
     def test_pods_do_not_restart_for_a_change_of_the_configuration(self):
         def template(config):

@@ -199,7 +199,7 @@
   const STATES = { healthy: ["good", "healthy since "], unhealthy: ["bad", "unhealthy since "], unknown: ["wait", "unknown since "] };
   function upstreams(facts) {
     show("upstreams", facts.clusters, () => facts.clusters.map((cluster) => make("div", "cluster",
-      make("p", "", make("b", "", cluster.name), " ", make("span", "quiet", cluster.url)),
+      make("p", "", make("b", "", cluster.name), " ", make("span", "quiet", cluster.url, cluster.outbound_proxy ? ` through ${cluster.outbound_proxy}` : "")),
       make("p", "quiet", [`${rate(cluster.requests_per_second)} requests per second`, `${count(cluster.requests_in_flight, 0)} in flight`,
         many(cluster.watches, "watch", "watches"), many(cluster.tunnels, "tunnel", "tunnels")].join(" · "),
         ...rateOf(cluster.server_errors_per_second, "bad", "5xx"), ...rateOf(cluster.unauthorized_per_second, "wait", "401")),

@@ -105,6 +105,14 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 1, column 1: unknown key `zzz`; possible keys: listen, trustedProxies, reusePort, workers, certificates, clusters, clustersFrom, limits, timeouts, log, admin, publish, hints",
         ),
         (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1:1'], proxyUrl: 'http://b'}\n",
+            "config file DIR/proxy.yaml, line 3, column 76: the value is given beside `addresses`, but the proxy resolves the host of `url`; remove one of the two",
+        ),
+        (
+            "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, proxyUrl: 'http://u:hidden@b:0'}\n",
+            "config file DIR/proxy.yaml, line 3, column 49: the value has no valid host or port; write HOST:PORT after the `://`, with an IPv6 address in brackets, and special characters of a password as `%40`",
+        ),
+        (
             "clusters:\n- name: a\n  upstream: {url: 'https://a', ca: c, addresses: ['10.0.0.1']}\n",
             "config file DIR/proxy.yaml, line 3, column 51: `10.0.0.1` is not the address of an apiserver; write ADDRESS:PORT with an IP address, such as 10.0.0.1:6443",
         ),
@@ -275,6 +283,18 @@ fn bad_config_files() {
         (
             "certificates: [{acme: {domains: [a.test], profile: 'a b'}}]\n",
             "config file DIR/proxy.yaml, line 1, column 52: the value is not the name of a profile; write one that the CA offers, such as shortlived, with letters, digits, `-`, `_` and `.`",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], http01Listen: 80}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: `80` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], http01Listen: 'kube.example.com:80'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: `kube.example.com:80` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], http01Listen: ':0'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to",
         ),
         (
             "certificates: [{acme: {domains: [a.test], eab: {kid: 'a b', keyFile: k}}}]\n",

@@ -57,8 +57,8 @@ fn bad_kubeconfigs() {
             "kubeconfig DIR/kubeconfig: cluster `c` sets insecure-skip-tls-verify: true. Without verification any server could pose as the apiserver and read every token; remove that line and give the CA as certificate-authority",
         ),
         (
-            "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, proxy-url: 'socks5://x'}",
-            "kubeconfig DIR/kubeconfig: cluster `c` uses proxy-url, which is not supported; run this proxy where it reaches the apiserver directly",
+            "CLUSTER {server: 'https://10.0.0.1', certificate-authority: ca.crt, proxy-url: 'socks4://u:hidden@x'}",
+            "kubeconfig DIR/kubeconfig: proxy-url of cluster `c`: the value is not the URL of a proxy; write http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT, with USER:PASSWORD@ before the host if the proxy wants them",
         ),
         (
             "CLUSTER {server: 'https://10.0.0.1', certificate-authority: missing.crt}",

@@ -252,11 +252,13 @@ fn start_block_lists_all_facts() {
         },
         client_certificates: None,
         access: Vec::new(),
+        outbound: None,
         publish: None,
     };
     let prod = cluster("prod", "10.0.0.1", &[]);
     let mut test = cluster("test", "fd00::1", &["test.example.com", "t.example.com"]);
     test.expected_name = "fd00::1".try_into().unwrap();
+    test.outbound = Some("http://me:hidden@bastion:3128".parse().unwrap());
     let trust = TrustAnchors::load(&prod.trust, now()).unwrap();
     let block = StartBlock {
         listening: &[
@@ -281,7 +283,7 @@ fn start_block_lists_all_facts() {
   listening   [::1]:1
   serving     kube.example.com, *.kube.example.com   (61 days left, issued by CN=R11)
   upstream    prod → https://10.0.0.1:6443/k8s as kubernetes.default.svc
-  upstream    test → https://[fd00::1]:6443/k8s as fd00::1 for test.example.com, t.example.com
+  upstream    test → https://[fd00::1]:6443/k8s through http://bastion:3128 as fd00::1 for test.example.com, t.example.com
   trusting    CN=kubernetes, SHA-256 {fingerprint} (prod)
   trusting    CN=kubernetes, SHA-256 {fingerprint} (test)
   workers     2

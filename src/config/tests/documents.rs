@@ -68,7 +68,15 @@ fn commented_parts_of_example_file_load() {
         .collect();
     assert_eq!(
         names,
-        ["prod", "staging", "prod-direct", "tenant", "here", "eu"]
+        [
+            "prod",
+            "staging",
+            "prod-direct",
+            "remote",
+            "tenant",
+            "here",
+            "eu"
+        ]
     );
     assert!(config.clusters[2].passthrough);
     assert_eq!(config.workers.get(), 2);

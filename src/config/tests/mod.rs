@@ -123,6 +123,7 @@ fn flags_alone_give_defaults() {
                 trust: TrustSource::File("/ca.crt".into()),
                 client_certificates: None,
                 access: Vec::new(),
+                outbound: None,
                 publish: None,
             }],
             directory: None,
@@ -404,6 +405,7 @@ clusters:
             trust: TrustSource::File(etc.join("../one.crt")),
             client_certificates: None,
             access: Vec::new(),
+            outbound: None,
             publish: None,
         },
         ClusterConfig {
@@ -422,6 +424,7 @@ clusters:
             trust: TrustSource::File(etc.join("../sub/y.crt")),
             client_certificates: None,
             access: Vec::new(),
+            outbound: None,
             publish: None,
         },
         ClusterConfig {
@@ -440,6 +443,7 @@ clusters:
             trust: TrustSource::File(scratch.path().join("sa/ca.crt")),
             client_certificates: None,
             access: Vec::new(),
+            outbound: None,
             publish: None,
         },
     ];

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     clients::Throttled,
-    upstream::{NamingError, UploadError, UpstreamError, VerifyError},
+    upstream::{NamingError, OutboundError, UploadError, UpstreamError, VerifyError},
 };
 
 /// The content of an error response.
@@ -192,6 +192,7 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
         UpstreamError::Connect { .. } => {
             unavailable("the apiserver does not accept connections; it may be restarting")
         }
+        UpstreamError::Outbound { source, .. } => beyond_outbound_proxy(source),
         UpstreamError::ConnectTimeout { .. } => {
             unavailable("connecting to the apiserver timed out")
         }
@@ -235,6 +236,29 @@ fn no_response(error: &UpstreamError) -> ErrorStatus {
         UpstreamError::UnsolicitedUpgrade | UpstreamError::Protocol { .. } => {
             bad_gateway("the apiserver's response is not valid HTTP")
         }
+    }
+}
+
+/// The outbound proxy has opened no connection. Its name and what it says beside a code are for the log only.
+fn beyond_outbound_proxy(error: &OutboundError) -> ErrorStatus {
+    let why = match error {
+        OutboundError::Connect(_) | OutboundError::ConnectTimeout => {
+            "accepts no connection".to_owned()
+        }
+        OutboundError::Tls(_) => "failed the TLS handshake".to_owned(),
+        OutboundError::Timeout => "has not connected to it in time".to_owned(),
+        OutboundError::Broken(_) | OutboundError::Closed => {
+            "closed the connection before its response".to_owned()
+        }
+        OutboundError::Credentials(_) => "refused the credentials of this proxy".to_owned(),
+        OutboundError::Status { code, .. } => format!("refused to connect to it ({code})"),
+        OutboundError::Socks(refusal) => format!("refused to connect to it: {refusal}"),
+        OutboundError::Protocol(_) | OutboundError::TooLong => "sent no valid response".to_owned(),
+    };
+    ErrorStatus {
+        // A person has to fix the others.
+        retry_after: error.is_outage().then_some(1),
+        ..unavailable(format!("the outbound proxy before the apiserver {why}"))
     }
 }
 

@@ -79,6 +79,7 @@ impl World {
                 trust: TrustSource::File(file("ca.crt")),
                 client_certificates: None,
                 access: Vec::new(),
+                outbound: None,
                 publish: None,
             }],
             directory: None,

@@ -217,6 +217,7 @@ impl LeaseTable {
             Connection::H2(connection) => {
                 leases.speaks_h1 = false;
                 let stream = connection.take_stream();
+                reserve_first(&mut leases.h2);
                 leases.h2.push(connection);
                 stream.map(Leased::H2)
             }
@@ -272,6 +273,7 @@ impl LeaseTable {
             .iter()
             .position(|(id, _)| *id == cluster)
             .unwrap_or_else(|| {
+                reserve_first(&mut by_cluster);
                 by_cluster.push((cluster, ClusterLeases::default()));
                 by_cluster.len() - 1
             });
@@ -288,6 +290,14 @@ impl Leased {
             Self::H2(stream) => Some(stream.endpoint()),
             Self::H1(leased) => leased.connection.as_ref().map(H1Connection::endpoint),
         }
+    }
+}
+
+/// Makes room for one element if there is none. Most clients have one connection to one cluster, and a `Vec` begins
+/// with room for four.
+fn reserve_first<T>(list: &mut Vec<T>) {
+    if list.is_empty() {
+        list.reserve_exact(1);
     }
 }
 

@@ -236,6 +236,7 @@ async fn exposition_matches_the_metrics_reference() {
         directory: "https://127.0.0.1:1/dir".into(),
         directory_ca: None,
         external_account: None,
+        http01_listen: None,
         profile: None,
         store: world.dir.path().join("store"),
     };

@@ -56,6 +56,7 @@ pub mod frames;
 pub mod gzip;
 pub mod haproxy;
 pub mod kubernetes;
+pub mod outbound;
 pub mod pki;
 pub mod tcp;
 mod temp;
