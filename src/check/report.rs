@@ -91,6 +91,7 @@ pub enum Check {
     Clock,
     Upgrade,
     Watch,
+    Discovery,
     Clients,
     Whoami,
 }

@@ -189,9 +189,9 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         ("clusters[].kubeconfig", REQUESTS, kubeconfig.clone()),
         ("clusters[].context", REQUESTS, kubeconfig),
         (
-            "clusters[].inCluster",
+            "clusters[].inCluster.discover",
             REQUESTS,
-            json!({"upstream": null, "inCluster": true}),
+            json!({"upstream": null, "inCluster": {"discover": "endpoints"}}),
         ),
         (
             "clusters[].clientCertificates.ca",

@@ -20,6 +20,7 @@ mod balancers;
 mod binary;
 mod certificates;
 mod directory;
+mod discovery;
 mod drain;
 mod early_responses;
 mod endpoints;

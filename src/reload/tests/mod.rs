@@ -70,6 +70,7 @@ impl World {
                 upstream_port: 6443,
                 url_place: String::new(),
                 addresses: Vec::new(),
+                discovery: None,
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from("kubernetes").unwrap(),
                 request_host: RequestHost::Client,

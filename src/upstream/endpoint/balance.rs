@@ -15,7 +15,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 use tracing::info;
 
-use super::{Endpoint, Endpoints, Health};
+use super::{AddressSource, Endpoint, Endpoints, Health};
 
 /// When leases of one cluster move, and how many.
 #[derive(Debug, Default)]
@@ -91,7 +91,7 @@ impl Endpoints {
         workers: usize,
         probe_interval: impl Fn() -> Duration,
     ) {
-        if self.is_fixed && self.list.load().len() < 2 {
+        if matches!(self.source, AddressSource::Fixed) && self.list.load().len() < 2 {
             return;
         }
         let endpoints = Arc::downgrade(&self);

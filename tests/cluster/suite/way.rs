@@ -296,6 +296,11 @@ const EXCEPTIONS: &[Exception] = &[
         reason: "it has flags for a cluster of its own",
     },
     Exception {
+        case: "discovery",
+        ways: NOT_TOKEN,
+        reason: "it has a proxy of its own, and no client",
+    },
+    Exception {
         case: "guides",
         ways: NOT_TOKEN,
         reason: "the guides are the same in every way, and it has proxies of its own",
