@@ -65,6 +65,7 @@ pub mod listener;
 pub mod memory;
 pub mod metrics;
 pub mod pki;
+mod plain_http;
 mod process;
 pub mod proxy;
 mod quote;

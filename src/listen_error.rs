@@ -1,4 +1,4 @@
-//! Why a TCP port cannot be opened, and how to fix it; the same words for both ports of the proxy.
+//! Why a TCP port cannot be opened, and how to fix it; the same words for all ports of the proxy.
 
 use std::{fmt, io};
 
@@ -29,6 +29,8 @@ pub enum ListenFlag {
     Clients,
     /// The port for health, metrics and the status page.
     Admin,
+    /// The port for the challenge `http-01` of ACME.
+    Http01,
 }
 
 impl ListenError {
@@ -56,6 +58,7 @@ impl ListenFlag {
         match self {
             Self::Clients => "0.0.0.0:8443",
             Self::Admin => "127.0.0.1:9090",
+            Self::Http01 => "0.0.0.0:80",
         }
     }
 }
@@ -65,6 +68,7 @@ impl fmt::Display for ListenFlag {
         f.write_str(match self {
             Self::Clients => "--listen",
             Self::Admin => "--admin-listen",
+            Self::Http01 => "--acme-http01-listen",
         })
     }
 }

@@ -34,7 +34,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "upstream",
         ],
     ),
-    ("acme", &["config", "drain", "pki"]),
+    (
+        "acme",
+        &["config", "drain", "listen_error", "pki", "plain_http"],
+    ),
+    ("plain_http", &["drain"]),
     (
         "admin",
         &[
@@ -48,6 +52,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "memory",
             "metrics",
             "pki",
+            "plain_http",
             "process",
             "reload",
             "socket",
@@ -342,6 +347,11 @@ const FORBIDDEN: &[(&str, Option<&str>, &str)] = &[
         ".bearer()",
         Some("upstream/user_naming.rs"),
         "the proxy's token leaves only together with a user",
+    ),
+    (
+        "= pod_authorization(",
+        Some("upstream/discover.rs"),
+        "the pod's token leaves only with the request for addresses of apiservers",
     ),
     ("KeyLogFile", None, "session keys never leave the process"),
     (

@@ -263,6 +263,8 @@ fn leaves(value: &Value, path: &str, found: &mut Vec<String>) {
 fn every_field_of_every_object_has_a_verdict() {
     let mut count = 0;
     for (path, text) in manifests("public") {
+        // With this port the Services that are passed through may be apiservers, so their fields count too.
+        let text = text.replace(": 443", ": 6443");
         let Ok(translation) = translated(&text) else {
             continue;
         };

@@ -79,7 +79,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__check)
-            opts="-c -o -h --listen --proxy-protocol-from --trusted-proxies --cert --key --acme --acme-email --acme-directory --acme-directory-ca --acme-store --host --upstream --upstream-ca --upstream-name --upstream-host --upstream-proxy-url --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --long --through --connect-to --offline --explain-access --from --through-ca --token-file --client-cert --client-key --output --help"
+            opts="-c -o -h --listen --proxy-protocol-from --trusted-proxies --cert --key --acme --acme-email --acme-directory --acme-directory-ca --acme-http01-listen --acme-store --host --upstream --upstream-ca --upstream-name --upstream-host --upstream-proxy-url --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --long --through --connect-to --offline --explain-access --from --through-ca --token-file --client-cert --client-key --output --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -118,6 +118,10 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --acme-directory-ca)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --acme-http01-listen)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -441,7 +445,7 @@ _kube__tls__proxy() {
             return 0
             ;;
         kube__subcmd__tls__subcmd__proxy__subcmd__serve)
-            opts="-c -h --listen --proxy-protocol-from --trusted-proxies --cert --key --acme --acme-email --acme-directory --acme-directory-ca --acme-store --host --upstream --upstream-ca --upstream-name --upstream-host --upstream-proxy-url --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --help"
+            opts="-c -h --listen --proxy-protocol-from --trusted-proxies --cert --key --acme --acme-email --acme-directory --acme-directory-ca --acme-http01-listen --acme-store --host --upstream --upstream-ca --upstream-name --upstream-host --upstream-proxy-url --kubeconfig --context --config --workers --drain-delay --drain-timeout --drain-tunnels --admin-listen --reuse-port --log-format --log-level --no-access-log --log-user --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -480,6 +484,10 @@ _kube__tls__proxy() {
                     return 0
                     ;;
                 --acme-directory-ca)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --acme-http01-listen)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -42,6 +42,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-email -d 'Email address for the ACME account' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-directory -d 'ACME directory of the CA; its terms of service apply [default: Let\'s Encrypt]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-directory-ca -d 'PEM file with the CAs that verify the ACME directory [default: the public CAs]' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-http01-listen -d 'Validate names on this port over HTTP (http-01), in place of port 443; the CA connects to port 80' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l acme-store -d 'Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand serve" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r
@@ -72,6 +73,7 @@ complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l 
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-email -d 'Email address for the ACME account' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-directory -d 'ACME directory of the CA; its terms of service apply [default: Let\'s Encrypt]' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-directory-ca -d 'PEM file with the CAs that verify the ACME directory [default: the public CAs]' -r -F
+complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-http01-listen -d 'Validate names on this port over HTTP (http-01), in place of port 443; the CA connects to port 80' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l acme-store -d 'Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]' -r -F
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l host -d 'Host name to serve, in addition to the names in the certificates; repeat for more' -r
 complete -c kube-tls-proxy -n "__fish_kube_tls_proxy_using_subcommand check" -l upstream -d 'URL of the apiserver: https://HOST[:PORT][/PREFIX]' -r

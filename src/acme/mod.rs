@@ -5,6 +5,7 @@
 //! stays.
 
 mod directory;
+mod http01;
 mod order;
 mod renewal;
 mod report;
@@ -23,6 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, info, warn};
 
 pub(crate) use directory::check as check_directory;
+pub(crate) use http01::check as check_http01;
 pub use report::{AcmeReport, AcmeReports};
 pub use store::StoreError;
 pub(crate) use store::check as check_store;
@@ -34,6 +36,7 @@ use crate::{
     text::{error_chain, escape},
 };
 use directory::RetryAfter;
+use http01::Http01Answers;
 use order::{OrderError, Orders};
 use store::Store;
 
@@ -41,6 +44,7 @@ use store::Store;
 #[derive(Debug)]
 pub struct AcmeUpkeep {
     challenges: Arc<AcmeChallenges>,
+    http01: Arc<Http01Answers>,
     reload_now: Arc<Notify>,
     reports: Arc<AcmeReports>,
     drain: Drain,
@@ -70,6 +74,7 @@ impl AcmeUpkeep {
         }
         Ok(Self {
             challenges: Arc::clone(challenges),
+            http01: Arc::default(),
             reload_now: Arc::clone(reload_now),
             reports: Arc::default(),
             drain: Drain::new(),
@@ -105,6 +110,7 @@ impl AcmeUpkeep {
         let renewal = Renewal::new(
             config,
             Arc::clone(&self.challenges),
+            Arc::clone(&self.http01),
             Arc::clone(&self.reload_now),
             Arc::clone(&self.reports),
         );
@@ -120,6 +126,7 @@ fn sections(config: &Config) -> impl Iterator<Item = &AcmeConfig> {
 struct Renewal {
     config: AcmeConfig,
     challenges: Arc<AcmeChallenges>,
+    http01: Arc<Http01Answers>,
     reload_now: Arc<Notify>,
     reports: Arc<AcmeReports>,
     retry_after: Arc<RetryAfter>,
@@ -140,12 +147,14 @@ impl Renewal {
     fn new(
         config: AcmeConfig,
         challenges: Arc<AcmeChallenges>,
+        http01: Arc<Http01Answers>,
         reload_now: Arc<Notify>,
         reports: Arc<AcmeReports>,
     ) -> Self {
         Self {
             config,
             challenges,
+            http01,
             reload_now,
             reports,
             retry_after: Arc::default(),
@@ -237,7 +246,8 @@ impl Renewal {
     }
 
     async fn orders<'a>(&'a self, store: &'a Store) -> Result<Orders<'a>, OrderError> {
-        Orders::open(&self.config, store, &self.challenges, &self.retry_after).await
+        let (answers, http01) = (&self.challenges, &self.http01);
+        Orders::open(&self.config, store, answers, http01, &self.retry_after).await
     }
 
     /// When this certificate is renewed. Asks the CA for its opinion from time to time.

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     directory::{DirectoryClient, RetryAfter, roots},
+    http01::{Http01Answer, Http01Answers, Http01PortError},
     store::{Store, StoreError},
 };
 use crate::{
@@ -42,13 +43,19 @@ pub(super) enum OrderError {
     #[error("the CA cannot validate {name}: {problem}")]
     Invalid { name: String, problem: String },
     #[error(
-        "the CA offers no tls-alpn-01 challenge for {name}, which is the one that the proxy answers"
+        "the CA does not offer the challenge {challenge} for {name}; {}",
+        other_challenge(challenge)
     )]
-    NoChallenge { name: String },
+    NoChallenge {
+        name: String,
+        challenge: &'static str,
+    },
     #[error("the order is {0:?}")]
     Status(OrderStatus),
     #[error(transparent)]
     Challenge(#[from] ChallengeError),
+    #[error(transparent)]
+    Port(#[from] Http01PortError),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the CA has issued a certificate that cannot be used")]
@@ -90,6 +97,7 @@ pub(super) struct Orders<'a> {
     pub(super) config: &'a AcmeConfig,
     pub(super) store: &'a Store,
     pub(super) challenges: &'a Arc<AcmeChallenges>,
+    http01: &'a Arc<Http01Answers>,
     account: Account,
 }
 
@@ -99,6 +107,7 @@ impl<'a> Orders<'a> {
         config: &'a AcmeConfig,
         store: &'a Store,
         challenges: &'a Arc<AcmeChallenges>,
+        http01: &'a Arc<Http01Answers>,
         retry_after: &Arc<RetryAfter>,
     ) -> Result<Self, OrderError> {
         let roots = roots(config).map_err(OrderError::DirectoryCa)?;
@@ -117,6 +126,7 @@ impl<'a> Orders<'a> {
                 config,
                 store,
                 challenges,
+                http01,
                 account: client()?.from_credentials(credentials).await?,
             });
         }
@@ -137,6 +147,7 @@ impl<'a> Orders<'a> {
             config,
             store,
             challenges,
+            http01,
             account,
         })
     }
@@ -247,12 +258,13 @@ impl<'a> Orders<'a> {
         }
     }
 
-    /// Answers the challenge of each name that the CA has not validated lately, and tells the CA.
+    /// Answers the challenge of each name that the CA has not validated lately, and tells the CA. Only one kind is
+    /// tried: an attempt that fails costs one of few that a CA allows per hour.
     async fn answer_challenges(
         &self,
         order: &mut Order,
-    ) -> Result<Vec<ChallengeAnswer>, OrderError> {
-        let mut answers = Vec::new();
+    ) -> Result<(Vec<ChallengeAnswer>, Vec<Http01Answer>), OrderError> {
+        let (mut in_tls, mut in_http) = (Vec::new(), Vec::new());
         let mut authorizations = order.authorizations();
         while let Some(authorization) = authorizations.next().await {
             let mut authorization = authorization?;
@@ -260,19 +272,29 @@ impl<'a> Orders<'a> {
                 continue;
             }
             let name = authorization.identifier().to_string();
-            let challenge = authorization.challenge(ChallengeType::TlsAlpn01);
-            let Some(mut challenge) = challenge else {
+            let (kind, label) = match self.config.http01_listen {
+                Some(_) => (ChallengeType::Http01, HTTP_01),
+                None => (ChallengeType::TlsAlpn01, "tls-alpn-01"),
+            };
+            let Some(mut challenge) = authorization.challenge(kind) else {
                 return Err(OrderError::NoChallenge {
                     name: quote::name(&name),
+                    challenge: label,
                 });
             };
-            let digest = challenge.key_authorization().digest();
-            let digest = digest.as_ref().try_into();
-            let digest = digest.map_err(|_| instant_acme::Error::Crypto)?;
-            answers.push(self.challenges.answer(&name, digest)?);
+            let proof = challenge.key_authorization();
+            if let Some(address) = self.config.http01_listen {
+                let (token, proof) = (&challenge.token, proof.as_str());
+                in_http.push(self.http01.answer(address, token, proof).await?);
+            } else {
+                let digest = proof.digest();
+                let digest = digest.as_ref().try_into();
+                let digest = digest.map_err(|_| instant_acme::Error::Crypto)?;
+                in_tls.push(self.challenges.answer(&name, digest)?);
+            }
             challenge.set_ready().await?;
         }
-        Ok(answers)
+        Ok((in_tls, in_http))
     }
 
     /// Waits for the certificate, checks and stores it.
@@ -364,6 +386,14 @@ fn in_words(error: &instant_acme::Error) -> String {
     error.to_string()
 }
 
+fn other_challenge(challenge: &str) -> &'static str {
+    if challenge == HTTP_01 {
+        "remove `http01Listen` to use tls-alpn-01"
+    } else {
+        "set `http01Listen` to use http-01"
+    }
+}
+
 /// The words of the CA, with those about each name.
 fn problem_text(problem: &Problem) -> String {
     let kind = problem.r#type.as_deref().unwrap_or_default();
@@ -376,6 +406,7 @@ fn problem_text(problem: &Problem) -> String {
 }
 
 const ORDER_FILE: &str = "order.json";
+const HTTP_01: &str = "http-01";
 const MAX_FILE_NAME: usize = 100;
 /// The key of a CA comes with or without padding.
 const BASE64URL: GeneralPurpose = GeneralPurpose::new(

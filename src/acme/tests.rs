@@ -20,6 +20,7 @@ fn config(store: PathBuf) -> AcmeConfig {
         directory,
         directory_ca: None,
         external_account: None,
+        http01_listen: None,
         profile: None,
         store,
     }
@@ -27,7 +28,14 @@ fn config(store: PathBuf) -> AcmeConfig {
 
 fn renewal(config: &AcmeConfig) -> Renewal {
     let config = config.clone();
-    Renewal::new(config, Arc::default(), Arc::default(), Arc::default())
+    let reports = Arc::default();
+    Renewal::new(
+        config,
+        Arc::default(),
+        Arc::default(),
+        Arc::default(),
+        reports,
+    )
 }
 
 fn store(config: &AcmeConfig, identity: &Identity) -> Vec<u8> {

@@ -1,29 +1,21 @@
-//! A small HTTP/1.1 server: GET and HEAD of a few paths, on a bounded number of connections.
+//! The pages of the admin port: GET and HEAD of a few paths.
 
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    io,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::SystemTime};
 
-use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::Full;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::{
-    net::{TcpListener, TcpStream},
-    task::AbortHandle,
-};
-use tracing::{debug, warn};
+use http::{HeaderValue, Method, Request, StatusCode, header};
+use hyper::body::Incoming;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::{
     health, health::HealthChecks, history::History, host, page::StatusPage, sources::Sources,
     view::View,
 };
-use crate::{drain::Drain, metrics::ExpositionFormat, socket, text::error_chain};
+use crate::{
+    drain::Drain,
+    metrics::ExpositionFormat,
+    plain_http::{PlainPort, PlainResponse, text, typed},
+    socket,
+};
 
 /// What the port serves.
 struct Site {
@@ -32,10 +24,8 @@ struct Site {
     history: History,
 }
 
-/// Accepts and serves connections until the drain begins.
-///
-/// A connection beyond the limit closes the oldest one. Otherwise clients that send nothing would keep probes out,
-/// and the kubelet would restart the process.
+/// Accepts and serves connections until the drain begins. Clients that send nothing do not keep probes out; otherwise the
+/// kubelet would restart the process.
 pub(super) async fn serve(socket: TcpListener, sources: Sources, drain: Drain) {
     let site = Arc::new(Site {
         sources,
@@ -49,65 +39,17 @@ pub(super) async fn serve(socket: TcpListener, sources: Sources, drain: Drain) {
             () = drain_begun.begun() => {}
         }
     });
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
-    loop {
-        let accepted = async {
-            let (stream, _) = socket.accept().await?;
-            let settings = site.sources.settings.load();
-            socket::tune(&stream, &settings.timeouts)?;
-            socket::set_user_timeout(&stream, &settings.timeouts)?;
-            io::Result::Ok(stream)
-        };
-        let accepted = tokio::select! {
-            accepted = accepted => accepted,
-            () = drain.begun() => return,
-        };
-        match accepted {
-            Ok(stream) => {
-                if open.len() == MAX_CONNECTIONS {
-                    open.retain(|connection| !connection.is_finished());
-                }
-                if open.len() == MAX_CONNECTIONS
-                    && let Some(oldest) = open.pop_front()
-                {
-                    oldest.abort();
-                }
-                let site = Arc::clone(&site);
-                let drain_begun = drain.clone();
-                let connection = drain.spawn(async move {
-                    tokio::select! {
-                        () = serve_connection(stream, &site) => {}
-                        () = drain_begun.begun() => {}
-                    }
-                });
-                open.push_back(connection.abort_handle());
-            }
-            Err(error) => {
-                warn!(error = %error_chain(&error), "accept failed on the admin port");
-                tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
-            }
-        }
-    }
+    let settings = Arc::clone(&site.sources.settings);
+    let tune = |stream: &TcpStream| {
+        let settings = settings.load();
+        socket::tune(stream, &settings.timeouts)?;
+        socket::set_user_timeout(stream, &settings.timeouts)
+    };
+    let respond = move |request: &Request<Incoming>| respond(&site, request);
+    PORT.serve(socket, tune, respond, drain).await;
 }
 
-async fn serve_connection(stream: TcpStream, site: &Site) {
-    let service = service_fn(|request: Request<Incoming>| async move {
-        Ok::<_, Infallible>(respond(site, &request))
-    });
-    let ended = http1::Builder::new()
-        .timer(TokioTimer::new())
-        // Also bounds the wait between two requests. The status page polls more often, and Prometheus
-        // reconnects.
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD_BYTES)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
-    if let Err(error) = ended {
-        debug!(error = %error_chain(&error), "admin connection ended early");
-    }
-}
-
-fn respond(site: &Site, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn respond(site: &Site, request: &Request<Incoming>) -> PlainResponse {
     let sources = &site.sources;
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = text(
@@ -161,7 +103,7 @@ fn respond(site: &Site, request: &Request<Incoming>) -> Response<Full<Bytes>> {
     }
 }
 
-fn status_page(page: &StatusPage) -> Response<Full<Bytes>> {
+fn status_page(page: &StatusPage) -> PlainResponse {
     let Some((html, policy)) = page.parts() else {
         return text(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -176,7 +118,7 @@ fn status_page(page: &StatusPage) -> Response<Full<Bytes>> {
     response
 }
 
-fn checked(checks: &HealthChecks, verbose: bool) -> Response<Full<Bytes>> {
+fn checked(checks: &HealthChecks, verbose: bool) -> PlainResponse {
     let status = if checks.passed() {
         StatusCode::OK
     } else {
@@ -185,32 +127,11 @@ fn checked(checks: &HealthChecks, verbose: bool) -> Response<Full<Bytes>> {
     text(status, checks.text(verbose))
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = typed("text/plain; charset=utf-8", body);
-    *response.status_mut() = status;
-    response
-}
-
-/// A response that a browser neither sniffs nor caches.
-fn typed(content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
-    for (name, value) in [
-        (header::CONTENT_TYPE, content_type),
-        (header::CACHE_CONTROL, "no-store"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-    ] {
-        let value = HeaderValue::from_static(value);
-        response.headers_mut().insert(name, value);
-    }
-    response
-}
-
-/// Open connections. Probes, Prometheus and a few people need no more. They are part of the reserve of open files
+/// Probes, Prometheus and a few people need no more connections. They are part of the reserve of open files
 /// (`config::capacity`).
-const MAX_CONNECTIONS: usize = 32;
-/// Time limit for the next request and for its head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Size limit of a request head.
-const MAX_HEAD_BYTES: usize = 16 * 1024;
-/// Pause after `accept` failed, for example because the process has no free file descriptor.
-const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
+const PORT: PlainPort = PlainPort {
+    name: "admin",
+    connections: 32,
+    head_bytes: 16 * 1024,
+    keep_alive: true,
+};

@@ -26,13 +26,7 @@ pub(super) async fn check(
         ),
         Err(error) => recorder.failed(Check::Certificate, Message::from_error(&error)),
     }
-    let mut addresses = config.listen.iter().map(|entry| entry.address);
-    if !addresses.any(|address| address.port() == HTTPS_PORT) {
-        let text =
-            "the CA connects to port 443 to validate a name, and the proxy does not listen there";
-        let fix = "add a listener on [::]:443, or have port 443 of the public address forwarded to this one";
-        recorder.warning(Check::Listen, Message::new(text, fix));
-    }
+    check_challenge_port(plan, acme, config, recorder);
     if plan.offline {
         return recorder.skipped(
             &[Check::Certificate],
@@ -54,6 +48,41 @@ pub(super) async fn check(
     }
     for name in &acme.names {
         check_name(name, config, recorder).await;
+    }
+}
+
+/// Checks the port that the CA connects to. Whether its connections arrive cannot be seen from here.
+fn check_challenge_port(
+    plan: &Plan,
+    acme: &AcmeConfig,
+    config: &Config,
+    recorder: &mut Recorder<'_>,
+) {
+    let Some(address) = acme.http01_listen else {
+        let mut addresses = config.listen.iter().map(|entry| entry.address);
+        if !addresses.any(|address| address.port() == HTTPS_PORT) {
+            let text = "the CA connects to port 443 to validate a name, and the proxy does not listen there";
+            let fix = "add a listener on [::]:443, or have port 443 of the public address forwarded to this one";
+            recorder.warning(Check::Listen, Message::new(text, fix));
+        }
+        return;
+    };
+    if address.port() != HTTP_PORT {
+        let text = format!(
+            "the CA connects to port 80 to validate a name, and `http01Listen` is {address}"
+        );
+        let fix = "listen on [::]:80, or have port 80 of the public address forwarded to this one";
+        recorder.warning(Check::Listen, Message::new(text, fix));
+    }
+    if plan.offline {
+        return;
+    }
+    match acme::check_http01(address) {
+        Ok(()) => {
+            let text = format!("{address} can be opened for the challenge http-01");
+            recorder.ok(Check::Listen, text);
+        }
+        Err(error) => recorder.failed(Check::Listen, Message::from_error(&error)),
     }
 }
 
@@ -89,3 +118,4 @@ async fn check_name(name: &str, config: &Config, recorder: &mut Recorder<'_>) {
 }
 
 const HTTPS_PORT: u16 = 443;
+const HTTP_PORT: u16 = 80;

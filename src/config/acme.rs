@@ -3,7 +3,10 @@
 //! A value that only the CA would refuse costs an attempt of its rate limit, so everything that can be known is checked
 //! here.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
 use http::Uri;
 use schemars::JsonSchema;
@@ -13,6 +16,7 @@ use serde_saphyr::{Location, Spanned};
 use super::{
     ClusterConfig, ConfigError, Environment, IdentityFiles, ServeArgs, SettingError,
     config_file::{CertificateEntry, FilePath, Parsed, PublicHost},
+    listen::ListenAddr,
     source::{ConfigSource, absolute_path, parse_flag},
 };
 
@@ -64,6 +68,8 @@ pub struct AcmeConfig {
     pub directory_ca: Option<PathBuf>,
     /// The account at the CA that the ACME account belongs to.
     pub external_account: Option<ExternalAccount>,
+    /// Where the CA validates names over HTTP (`http-01`); `None` if it does on the port for clients (`tls-alpn-01`).
+    pub http01_listen: Option<SocketAddr>,
     /// The kind of certificate, for a CA that offers several.
     pub profile: Option<String>,
     /// The folder with account, key and certificate.
@@ -118,7 +124,8 @@ pub(super) struct AcmeForm {
     acme: AcmeEntry,
 }
 
-/// A certificate that a CA issues by ACME, and renews. The proxy answers the challenge `tls-alpn-01` on port 443.
+/// A certificate that a CA issues by ACME, and renews. The proxy answers the challenge `tls-alpn-01` on port 443, or
+/// `http-01` with `http01Listen`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct AcmeEntry {
@@ -136,6 +143,10 @@ pub(super) struct AcmeEntry {
     directory_ca: Option<Parsed<FilePath>>,
     /// The account at the CA that new ACME accounts must be bound to, if it asks for one.
     eab: Option<ExternalAccountEntry>,
+    /// ADDRESS:PORT, or :PORT: where the CA validates names over HTTP, in place of port 443. The CA connects to port 80.
+    #[serde(rename = "http01Listen")]
+    #[schemars(with = "Option<String>")]
+    http01_listen: Option<Spanned<Parsed<ListenAddr>>>,
     /// The kind of certificate, such as `shortlived`, if the CA offers several.
     #[schemars(with = "Option<String>")]
     profile: Option<Spanned<String>>,
@@ -198,12 +209,22 @@ pub(super) fn load(
     Ok(sources)
 }
 
+/// The ports for `http-01`, each once: certificates may share one.
+pub(super) fn http01_ports(sources: &[CertificateSource]) -> Vec<SocketAddr> {
+    let sections = sources.iter().filter_map(CertificateSource::acme);
+    let mut ports: Vec<_> = sections.filter_map(|acme| acme.http01_listen).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
 /// A warning for each name that no CA can validate, because the proxy passes its connections on.
 pub(super) fn passed_names(
     sources: &[CertificateSource],
     clusters: &[ClusterConfig],
 ) -> Vec<String> {
-    let names = sources.iter().filter_map(CertificateSource::acme);
+    let validated = sources.iter().filter_map(CertificateSource::acme);
+    let names = validated.filter(|acme| acme.http01_listen.is_none());
     let names = names.flat_map(|acme| &acme.names);
     let is_passed = |name: &&String| {
         let mut passed = clusters.iter().filter(|cluster| cluster.passthrough);
@@ -212,7 +233,7 @@ pub(super) fn passed_names(
     let warning = |name: &String| {
         format!(
             "the CA cannot validate {name} for its certificate, because connections for this passthrough host go to the apiserver; \
-             remove it from `domains` (--acme), or remove `passthrough`"
+             remove it from `domains` (--acme), remove `passthrough`, or set `http01Listen` (--acme-http01-listen)"
         )
     };
     names.filter(is_passed).map(warning).collect()
@@ -224,6 +245,7 @@ fn of_flags(args: &ServeArgs, env: &Environment) -> Result<Option<AcmeConfig>, C
             ("--acme-email", args.acme_email.is_some()),
             ("--acme-directory", args.acme_directory.is_some()),
             ("--acme-directory-ca", args.acme_directory_ca.is_some()),
+            (HTTP01_FLAG, args.acme_http01_listen.is_some()),
             ("--acme-store", args.acme_store.is_some()),
         ];
         let alone = others.into_iter().find(|(_, is_given)| *is_given);
@@ -249,6 +271,14 @@ fn of_flags(args: &ServeArgs, env: &Environment) -> Result<Option<AcmeConfig>, C
         checked.map_err(|problem| in_flag(flag, problem))?;
         Ok::<_, ConfigError>(given.clone())
     };
+    let http01_listen = match &args.acme_http01_listen {
+        Some(text) => {
+            let address = parse_flag::<ListenAddr>(HTTP01_FLAG, text)?.0;
+            check_http01(address).map_err(|problem| in_flag(HTTP01_FLAG, problem))?;
+            Some(address)
+        }
+        None => None,
+    };
     let store = args.acme_store.as_deref().map(absolute_path);
     Ok(Some(AcmeConfig {
         names,
@@ -257,6 +287,7 @@ fn of_flags(args: &ServeArgs, env: &Environment) -> Result<Option<AcmeConfig>, C
             .unwrap_or_else(|| DEFAULT_DIRECTORY.to_owned()),
         directory_ca: args.acme_directory_ca.as_deref().map(absolute_path),
         external_account: None,
+        http01_listen,
         profile: None,
         store: store.unwrap_or_else(|| default_store(env)),
     }))
@@ -323,6 +354,15 @@ fn of_section(
         }),
         None => None,
     };
+    let http01_listen = match section.http01_listen {
+        Some(listen) => {
+            let address = listen.value.0.0;
+            check_http01(address)
+                .map_err(|problem| acme_error(source, listen.referenced, problem))?;
+            Some(address)
+        }
+        None => None,
+    };
     let directory = checked(section.directory, check_directory)?;
     Ok(AcmeConfig {
         names,
@@ -330,6 +370,7 @@ fn of_section(
         directory: directory.unwrap_or_else(|| DEFAULT_DIRECTORY.to_owned()),
         directory_ca: section.directory_ca.map(path),
         external_account,
+        http01_listen,
         profile: checked(section.profile, check_profile)?,
         store: section.store.map_or_else(|| default_store(env), path),
     })
@@ -379,6 +420,10 @@ fn check_directory(text: &str) -> Result<(), &'static str> {
     is_url.then_some(()).ok_or(NOT_A_DIRECTORY)
 }
 
+fn check_http01(address: SocketAddr) -> Result<(), &'static str> {
+    (address.port() != 0).then_some(()).ok_or(NO_PORT)
+}
+
 fn check_profile(text: &str) -> Result<(), &'static str> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     let is_name = (1..=MAX_TEXT).contains(&text.len()) && text.bytes().all(is_plain);
@@ -391,6 +436,7 @@ fn check_key_id(text: &str) -> Result<(), &'static str> {
     is_id.then_some(()).ok_or(NOT_A_KEY_ID)
 }
 
+const HTTP01_FLAG: &str = "--acme-http01-listen";
 /// The production directory of Let's Encrypt.
 const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 /// `StateDirectory=` of the systemd unit.
@@ -405,6 +451,7 @@ const NO_NAMES: &str =
     "`domains` is an empty list; add the host name that clients use, such as kube.example.com";
 const NOT_AN_EMAIL: &str = "the value is not one email address; write it as name@example.com";
 const NOT_A_DIRECTORY: &str = "the value is not the URL of an ACME directory; write https://HOST[:PORT]/PATH, without user name and password";
+const NO_PORT: &str = "the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to";
 const NOT_A_PROFILE: &str = "the value is not the name of a profile; write one that the CA offers, such as shortlived, with letters, digits, `-`, `_` and `.`";
 const NOT_A_KEY_ID: &str = "the value is not a key identifier; copy the one that the CA gave for external account binding, without spaces";
 const TWO_SOURCES: &str =

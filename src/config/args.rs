@@ -63,6 +63,11 @@ pub struct ServeArgs {
     #[arg(env = "KUBE_TLS_PROXY_ACME_DIRECTORY_CA", help_heading = CLIENTS)]
     pub acme_directory_ca: Option<PathBuf>,
 
+    /// Validate names on this port over HTTP (http-01), in place of port 443; the CA connects to port 80
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(env = "KUBE_TLS_PROXY_ACME_HTTP01_LISTEN", help_heading = CLIENTS)]
+    pub acme_http01_listen: Option<String>,
+
     /// Folder for ACME account, key and certificate [default: /var/lib/kube-tls-proxy]
     #[arg(long, value_name = "DIR", value_parser = path())]
     #[arg(env = "KUBE_TLS_PROXY_ACME_STORE", help_heading = CLIENTS)]
@@ -199,6 +204,7 @@ impl ServeArgs {
             acme_email: text(&self.acme_email),
             acme_directory: text(&self.acme_directory),
             acme_directory_ca: path(&self.acme_directory_ca),
+            acme_http01_listen: text(&self.acme_http01_listen),
             acme_store: path(&self.acme_store),
             hosts: texts(&self.hosts),
             upstream: text(&self.upstream),

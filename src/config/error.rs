@@ -122,7 +122,9 @@ impl ConfigError {
             }
             Self::Whole(SettingError::UnevenPairs { .. }) => vec!["--cert", "--key"],
             Self::Whole(SettingError::ListsDropped { .. }) => vec!["--listen"],
-            Self::Whole(SettingError::SamePort { .. }) => vec!["--listen", "--admin-listen"],
+            Self::Whole(SettingError::SamePort { .. }) => {
+                vec!["--listen", "--admin-listen", "--acme-http01-listen"]
+            }
             Self::Whole(_)
             | Self::Variable { .. }
             | Self::Read { .. }
@@ -322,7 +324,7 @@ pub enum SettingError {
     )]
     ListsDropped { file: PathBuf },
     #[error(
-        "{first} and {second} overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port"
+        "{first} and {second} overlap; give each of --listen, --admin-listen and --acme-http01-listen (`listen`, `admin` and `http01Listen` in the file) its own port"
     )]
     SamePort {
         first: SocketAddr,

@@ -61,9 +61,10 @@ fn load_given(
         listen::load(args, &mut file, &source, default_listen)?,
         admin(args, file.admin.as_ref())?,
     );
-    if has_address {
-        listen::check_ports(listen.iter().map(|entry| &entry.address).chain(&admin))?;
-    }
+    let clients = has_address.then_some(&listen).into_iter().flatten();
+    let http01 = acme::http01_ports(&identities);
+    let ports = clients.map(|entry| &entry.address).chain(&admin);
+    listen::check_ports(ports.chain(&http01))?;
     let trusted_proxies = listen::trusted_proxies(args, &mut file)?;
     let entries = file.clusters.take().unwrap_or_default();
     let mut sources: Vec<_> = args.config.iter().map(|file| absolute_path(file)).collect();

@@ -329,11 +329,15 @@ impl<'a> Draft<'a> {
         let Some(place) = &cluster.place else {
             return Err(cluster.field.error("no backend leads to an apiserver; add one, such as the Service `kubernetes` in `default`"));
         };
-        let is_other = matches!(place, ApiserverPlace::Host { .. });
-        if is_other && !cluster.passthrough && cluster.ca.as_ref().is_none_or(PemSource::is_own_ca)
-        {
+        // The CA shows that another Service is an apiserver. With passthrough the client verifies, so only the port can.
+        if let ApiserverPlace::Host { port, .. } = place {
             let field = cluster.backend.as_ref().unwrap_or(&cluster.field);
-            return Err(field.error("this Service is not the apiserver of this cluster, and no CA verifies it; if it is another apiserver, name the Secret or ConfigMap with its CA as docs/configuration.md says, else leave the object with its ingress"));
+            if cluster.passthrough && *port != 6443 {
+                return Err(field.error(format!("this Service is not the apiserver of this cluster, and only port 6443 would show that it is another one, not {port}; if it is, write a cluster with `passthrough` by hand as docs/configuration.md says, else leave the object with its ingress")));
+            }
+            if !cluster.passthrough && cluster.ca.as_ref().is_none_or(PemSource::is_own_ca) {
+                return Err(field.error("this Service is not the apiserver of this cluster, and no CA verifies it; if it is another apiserver, name the Secret or ConfigMap with its CA as docs/configuration.md says, else leave the object with its ingress"));
+            }
         }
         let mut hosts = cluster.hosts.iter();
         let taken = hosts.find(|(host, _)| {

@@ -253,7 +253,7 @@ async fn renewals_under_load_lose_no_request() {
     assert!(requests.load(Ordering::Relaxed) > 500);
     assert_eq!(metric(proxy.admin(), FAILED).await, 0.0);
     // One account for all of them.
-    assert_eq!(scene.pebble.count("There are now 1 accounts in memory"), 1);
+    assert_eq!(scene.pebble.count("accounts in memory"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -328,6 +328,104 @@ async fn address_and_name_in_one_certificate() {
     scene.wait_for_get("127.0.0.1").await;
 }
 
+/// The CA can reach the proxy over HTTP only, and takes a moment before it does.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_challenge_is_answered_while_an_order_runs() {
+    let http_port = free_port();
+    let settings = json!({"httpPort": http_port, "tlsPort": 1});
+    let Some(scene) = Scene::with(settings, &[("PEBBLE_VA_SLEEPTIME", "2")]).await else {
+        return;
+    };
+    let mut serve = scene.serve(scene.port);
+    serve.args(["--acme-http01-listen", &local(http_port).to_string()]);
+    let _child = serve.spawn().unwrap();
+    let exchange = async |request: &[u8]| {
+        let mut stream = TcpStream::connect(local(http_port)).await?;
+        stream.write_all(request).await?;
+        let mut received = Vec::new();
+        stream.read_to_end(&mut received).await?;
+        std::io::Result::Ok(String::from_utf8(received).unwrap())
+    };
+    let answered = async {
+        loop {
+            if let Ok(response) = exchange(b"GET /version HTTP/1.1\r\nHost: a\r\n\r\n").await {
+                return response;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let response = within("the port to open", answered).await;
+    assert!(
+        response.starts_with("HTTP/1.1 404 Not Found\r\n"),
+        "{response}"
+    );
+    // None of these keeps the CA out.
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(local(http_port)).await.unwrap());
+    }
+    let long = [b"GET /".to_vec(), vec![b'x'; 100_000]].concat();
+    exchange(&long).await.ok();
+    exchange(b"\x16\x03\x01\x00\xa5\x01 a ClientHello \r\n\r\n")
+        .await
+        .ok();
+    scene.wait_for_get(HOST).await;
+    assert!(TcpStream::connect(local(http_port)).await.is_err());
+    let requests = scene.upstream.requests();
+    let sent = requests.iter().filter(|it| it.target == "/version");
+    // The one of `wait_for_get`.
+    assert_eq!(sent.count(), 1, "{requests:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_share_the_port_of_their_challenges() {
+    let http_port = free_port();
+    let settings = json!({"httpPort": http_port, "tlsPort": 1});
+    let Some(scene) = Scene::with(settings, VALIDATE_AT_ONCE).await else {
+        return;
+    };
+    let acme = |name: &str| {
+        let store = scene.world.dir.path().join(name);
+        let mut acme = scene.pebble.config(&[name], &store);
+        acme.http01_listen = Some(local(http_port));
+        CertificateSource::Acme(acme)
+    };
+    let mut setup = scene.world.proxy(scene.upstream.address()).admin();
+    setup.config.identities = [HOST, "a.kube.test", "b.kube.test"].map(acme).into();
+    setup.config.listen = vec![local(scene.port).into()];
+    let proxy = setup.start();
+    scene.wait_for_get(HOST).await;
+    scene.wait_for_get("a.kube.test").await;
+    scene.wait_for_get("b.kube.test").await;
+    let metrics = admin(proxy.admin(), "/metrics").await;
+    let failed = metrics.lines().filter(|line| {
+        line.starts_with("kube_tls_proxy_acme_orders_total") && line.contains("result=\"failed\"")
+    });
+    let failed: Vec<_> = failed.collect();
+    assert_eq!(failed.len(), 3, "{metrics}");
+    assert!(failed.iter().all(|line| line.ends_with(" 0")), "{failed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taken_http_port_is_named_in_readyz() {
+    let Some(scene) = Scene::new().await else {
+        return;
+    };
+    let taken = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap();
+    let mut acme = scene.pebble.config(&[HOST], &scene.store());
+    acme.http01_listen = Some(address);
+    let proxy = setup(&scene.world, &scene.upstream, scene.port, acme).start();
+    wait_for_metric(&proxy, FAILED, 1.0).await;
+    let ready = admin(proxy.admin(), "/readyz?verbose").await;
+    let why = format!(
+        "no certificate yet: cannot open {address} for the challenge http-01: another process uses this port"
+    );
+    assert!(ready.contains(&why), "{ready}");
+    // The other challenge would work, and the operator has not chosen it.
+    assert_eq!(scene.pebble.count("Issued certificate"), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn external_account_is_bound_and_a_wrong_key_is_named() {
     let key = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W";
@@ -374,6 +472,7 @@ async fn unissued_certificate_means_an_alert_and_readyz_says_why() {
         directory: format!("https://127.0.0.1:{}/dir", free_port()),
         directory_ca: None,
         external_account: None,
+        http01_listen: None,
         profile: None,
         store: world.dir.path().join("store"),
     };

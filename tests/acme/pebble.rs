@@ -134,6 +134,7 @@ impl Pebble {
             directory: self.directory(),
             directory_ca: Some(self.directory_ca()),
             external_account: None,
+            http01_listen: None,
             profile: None,
             store: store.to_owned(),
         }

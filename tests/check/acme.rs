@@ -104,6 +104,30 @@ async fn proxy_without_port_443_is_warned_of_with_acme() {
 }
 
 #[tokio::test]
+async fn port_of_the_http_challenge_is_checked() {
+    let world = World::new();
+    let ca = directory(&world, StatusCode::OK, DIRECTORY).await;
+    let other_port = refused().await.to_string();
+    let free = ("--acme-http01-listen", other_port.as_str());
+    // Port 443 does not matter then.
+    let result = run(&world, &url(&ca), &[free, ("--listen", "127.0.0.1:0")], &[]).await;
+    let text = format!("`http01Listen` is {other_port}");
+    let fix = "have port 80 of the public address forwarded to this one";
+    result.assert_finding(0, '!', "listen", &text, fix);
+    assert!(!result.stdout.contains("port 443"), "{}", result.stdout);
+    let opened = format!("{other_port} can be opened for the challenge http-01");
+    assert!(result.stdout.contains(&opened), "{}", result.stdout);
+    let result = run(&world, &url(&ca), &[free], &["--offline"]).await;
+    assert!(!result.stdout.contains(&opened), "{}", result.stdout);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let taken = ("--acme-http01-listen", address.as_str());
+    let result = run(&world, &url(&ca), &[taken], &[]).await;
+    let text = format!("cannot open {address} for the challenge http-01: another process uses");
+    result.assert_finding(1, '✗', "listen", &text, "stop it or choose another");
+}
+
+#[tokio::test]
 async fn unusable_acme_store_is_found() {
     let world = World::new();
     let ca = directory(&world, StatusCode::OK, DIRECTORY).await;

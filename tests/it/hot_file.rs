@@ -135,6 +135,11 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         ("certificates[].acme.eab.kid", CONNECTIONS, acme(eab())),
         ("certificates[].acme.eab.keyFile", CONNECTIONS, acme(eab())),
         (
+            "certificates[].acme.http01Listen",
+            CONNECTIONS,
+            acme(json!({"http01Listen": "127.0.0.1:1"})),
+        ),
+        (
             "certificates[].acme.profile",
             CONNECTIONS,
             acme(json!({"profile": "shortlived"})),
@@ -184,9 +189,9 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
         ("clusters[].kubeconfig", REQUESTS, kubeconfig.clone()),
         ("clusters[].context", REQUESTS, kubeconfig),
         (
-            "clusters[].inCluster",
+            "clusters[].inCluster.discover",
             REQUESTS,
-            json!({"upstream": null, "inCluster": true}),
+            json!({"upstream": null, "inCluster": {"discover": "endpoints"}}),
         ),
         (
             "clusters[].clientCertificates.ca",
@@ -424,24 +429,24 @@ fn changes(file: &dyn Fn(&str) -> String) -> Vec<(&'static str, &'static str, Va
 }
 
 /// A proxy that is configured by a file.
-struct Hot {
-    world: World,
-    upstream: Upstream,
-    proxy: Proxy,
+pub(crate) struct Hot {
+    pub(crate) world: World,
+    pub(crate) upstream: Upstream,
+    pub(crate) proxy: Proxy,
     /// The file as it was at the start.
-    base: Value,
+    pub(crate) base: Value,
     file: PathBuf,
 }
 
 impl Hot {
     /// With two clusters at one apiserver, `change` of the file, and two listeners.
-    async fn start(change: Value) -> Self {
+    pub(crate) async fn start(change: Value) -> Self {
         let world = World::new();
         let upstream = world.apiserver().http(watch_or_ok).start().await;
         Self::start_with(world, upstream, change)
     }
 
-    fn start_with(world: World, upstream: Upstream, change: Value) -> Self {
+    pub(crate) fn start_with(world: World, upstream: Upstream, change: Value) -> Self {
         let setup = world.proxy(upstream.address());
         let cluster = |name: &str, host: &str| {
             json!({"name": name, "hosts": [host], "upstream": {
@@ -482,13 +487,13 @@ impl Hot {
 
     /// Writes the file of the start with `change`, and reloads it. Returns the keys that need a restart, and whether
     /// anything else has changed.
-    async fn change(&self, change: Value) -> (Vec<&'static str>, bool) {
+    pub(crate) async fn change(&self, change: Value) -> (Vec<&'static str>, bool) {
         let mut text = self.base.clone();
         merge(&mut text, change);
         self.write(&text).await
     }
 
-    async fn write(&self, text: &Value) -> (Vec<&'static str>, bool) {
+    pub(crate) async fn write(&self, text: &Value) -> (Vec<&'static str>, bool) {
         fs::write(&self.file, text.to_string()).unwrap();
         let mut report = self.proxy.report();
         let before = report.borrow_and_update().clone();
@@ -507,7 +512,7 @@ impl Hot {
 }
 
 /// JSON Merge Patch (RFC 7386).
-fn merge(to: &mut Value, patch: Value) {
+pub(crate) fn merge(to: &mut Value, patch: Value) {
     match (to, patch) {
         (Value::Object(to), Value::Object(patch)) => {
             for (key, value) in patch {
@@ -909,6 +914,29 @@ async fn address_that_cannot_be_opened_changes_nothing() {
     let fixed = report.wait_for(|report| report.failure.is_none());
     drop(within("the next try", fixed).await.unwrap());
     assert_eq!(hot.proxy.bound(), [address]);
+}
+
+/// A client could connect to an address that opens and closes at each try. This one is taken, so that a try to open it
+/// would be the first failure.
+#[tokio::test]
+async fn address_is_not_opened_while_another_part_is_wrong() {
+    let hot = Hot::start(json!({})).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let mut text = hot.base.clone();
+    merge(&mut text, json!({"listen": [{"address": address}]}));
+    fs::write(&hot.file, text.to_string()).unwrap();
+    let certificate = fs::read(hot.world.dir.path().join("public.crt")).unwrap();
+    hot.world.dir.write("public.crt", "no certificate");
+    let failure = || hot.proxy.report().borrow().failure.clone().unwrap();
+    for _ in 0..2 {
+        hot.proxy.fail_to_reload().await;
+        assert!(failure().contains("public.crt"), "{}", failure());
+    }
+    hot.world.dir.write("public.crt", certificate);
+    hot.proxy.fail_to_reload().await;
+    let expected = format!("cannot listen on {address}: ");
+    assert!(failure().starts_with(&expected), "{}", failure());
 }
 
 /// Its lists are unknown, so it could serve clients that the configuration keeps out.

@@ -34,7 +34,7 @@ type Processed = (usize, Bytes);
 
 /// What the apiserver does with the second request of a connection. Other requests get a response.
 #[derive(Clone, Copy)]
-enum Outcome {
+pub(crate) enum Outcome {
     /// GOAWAY that names the previous stream as the last processed one, then the connection closes, as Go does.
     Goaway,
     /// `RST_STREAM(REFUSED_STREAM)`.
@@ -45,14 +45,14 @@ enum Outcome {
     Reset,
 }
 
-struct Apiserver {
-    upstream: Upstream,
+pub(crate) struct Apiserver {
+    pub(crate) upstream: Upstream,
     processed: mpsc::UnboundedReceiver<Processed>,
 }
 
 impl Apiserver {
     /// An apiserver that ends the second request on each of its first `connections` with `outcome`.
-    async fn start(world: &World, outcome: Outcome, connections: usize) -> Self {
+    pub(crate) async fn start(world: &World, outcome: Outcome, connections: usize) -> Self {
         let (sender, processed) = mpsc::unbounded_channel();
         let upstream = world.apiserver().raw(move |raw| {
             let sender = sender.clone();

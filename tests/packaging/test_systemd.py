@@ -1,6 +1,7 @@
 """systemd accepts every line of the units, and rates them as well sandboxed."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -8,9 +9,11 @@ import tempfile
 import unittest
 
 import rendered
+import stage
 
 UNITS = rendered.ROOT / "config/systemd"
 SERVICE = UNITS / "kube-tls-proxy.service"
+DROP_IN = UNITS / "http01.conf"
 
 # The exposure that systemd 252 calculates, from 0 to 10.
 EXPOSURE = "1.1"
@@ -44,6 +47,9 @@ def version():
 class Units(unittest.TestCase):
     def test_systemd_accepts_every_line(self):
         with tempfile.TemporaryDirectory() as folder:
+            drop_ins = pathlib.Path(folder) / f"{SERVICE.name}.d"
+            drop_ins.mkdir()
+            (drop_ins / DROP_IN.name).write_text(DROP_IN.read_text())
             # The verification needs an existing program, and /usr/bin has the proxy only where the package is installed.
             for unit in UNITS.iterdir():
                 text = unit.read_text().replace("/usr/bin/kube-tls-proxy", "/bin/true")
@@ -52,7 +58,7 @@ class Units(unittest.TestCase):
             done = subprocess.run(
                 ["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True, timeout=60
             )
-        output = [line for line in done.stderr.splitlines() if "kube-tls-proxy" in line]
+        output = [line for line in done.stderr.splitlines() if "kube-tls-proxy" in line or DROP_IN.name in line]
         if version() < 253:
             # Older versions use the line before it, as the unit explains.
             output = [line for line in output if not line.endswith("Failed to parse service type, ignoring: notify-reload")]
@@ -91,6 +97,38 @@ class Units(unittest.TestCase):
         self.assertEqual((service["CapabilityBoundingSet"], service["AmbientCapabilities"]), ([""], [""]))
         self.assertEqual(service["Requires"], ["kube-tls-proxy.socket"])
         self.assertEqual(settings(UNITS / "kube-tls-proxy.socket")["ListenStream"], ["[::]:443"])
+
+    def test_drop_in_gives_one_capability(self):
+        one = ["CAP_NET_BIND_SERVICE"]
+        self.assertEqual(
+            settings(DROP_IN), {"CapabilityBoundingSet": one, "AmbientCapabilities": one, "PrivateUsers": ["no"]}
+        )
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root to run as another user in a network namespace")
+    def test_port_80_opens_with_the_capability_of_the_drop_in(self):
+        opened = "[::]:80 can be opened for the challenge http-01"
+        self.assertIn(opened, check_port_80(settings(DROP_IN)["AmbientCapabilities"]))
+        refused = check_port_80([])
+        self.assertIn("cannot open [::]:80 for the challenge http-01: permission denied", refused)
+        self.assertNotIn(opened, refused)
+
+
+def check_port_80(capabilities):
+    """What `check` says of port 80, as a user with these capabilities and no others."""
+    names = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in capabilities)])
+    user = ["--reuid=65532", "--regid=65532", "--clear-groups", "--no-new-privs"]
+    limit = [f"--{kind}={names}" for kind in ("bounding-set", "inh-caps", "ambient-caps")]
+    acme = ["--acme", "127.0.0.1", "--acme-http01-listen", ":80", "--acme-directory", "https://127.0.0.1:1/dir"]
+    upstream = ["--upstream", "https://127.0.0.1:1", "--upstream-ca", "/none"]
+    with tempfile.TemporaryDirectory() as folder:
+        # Other users may not enter the folder of the build.
+        binary = pathlib.Path(folder) / "kube-tls-proxy"
+        binary.write_bytes(stage.BINARY.read_bytes())
+        for path, mode in ((binary, 0o755), (pathlib.Path(folder), 0o755)):
+            path.chmod(mode)
+        command = ["unshare", "--net", "setpriv", *user, *limit, binary, "check", *acme, *upstream]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=stage.LIMIT)
+    return done.stdout + done.stderr
 
 
 if __name__ == "__main__":

@@ -285,6 +285,18 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 1, column 52: the value is not the name of a profile; write one that the CA offers, such as shortlived, with letters, digits, `-`, `_` and `.`",
         ),
         (
+            "certificates: [{acme: {domains: [a.test], http01Listen: 80}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: `80` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], http01Listen: 'kube.example.com:80'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: `kube.example.com:80` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "certificates: [{acme: {domains: [a.test], http01Listen: ':0'}}]\n",
+            "config file DIR/proxy.yaml, line 1, column 57: the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to",
+        ),
+        (
             "certificates: [{acme: {domains: [a.test], eab: {kid: 'a b', keyFile: k}}}]\n",
             "config file DIR/proxy.yaml, line 1, column 54: the value is not a key identifier; copy the one that the CA gave for external account binding, without spaces",
         ),
@@ -323,6 +335,22 @@ fn bad_config_files() {
         (
             "clusters:\n- name: a\n  inCluster: true\n  kubeconfig: k\n",
             "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: {discover: nodes}\n",
+            "config file DIR/proxy.yaml, line 3, column 25: `nodes` is not a way to find apiservers; write `endpoints`, or remove `discover`",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: {discovery: endpoints}\n",
+            "config file DIR/proxy.yaml, line 3, column 15: unknown key `discovery`; did you mean `discover`?",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: {discover: endpoints}\n  kubeconfig: k\n",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: {discover: endpoints}\n",
+            "config file DIR/proxy.yaml, line 2, column 3: this process does not run in a pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); run it in one, or give `upstream` or `kubeconfig`",
         ),
         (
             "clusters:\n- name: a\n  inCluster: true\n",

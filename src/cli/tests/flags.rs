@@ -34,15 +34,15 @@ fn bad_flags() {
         ),
         (
             "BOTH --listen 127.0.0.1:8443 --admin-listen 127.0.0.1:8443",
-            "127.0.0.1:8443 and 127.0.0.1:8443 overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port",
+            "127.0.0.1:8443 and 127.0.0.1:8443 overlap; give each of --listen, --admin-listen and --acme-http01-listen (`listen`, `admin` and `http01Listen` in the file) its own port",
         ),
         (
             "BOTH --listen 127.0.0.1:8443,:8443",
-            "127.0.0.1:8443 and [::]:8443 overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port",
+            "127.0.0.1:8443 and [::]:8443 overlap; give each of --listen, --admin-listen and --acme-http01-listen (`listen`, `admin` and `http01Listen` in the file) its own port",
         ),
         (
             "BOTH --listen 0.0.0.0:8443 --listen [::1]:8443 --admin-listen 127.0.0.1:8443",
-            "0.0.0.0:8443 and 127.0.0.1:8443 overlap; give each of --listen and --admin-listen (`listen` and `admin` in the file) its own port",
+            "0.0.0.0:8443 and 127.0.0.1:8443 overlap; give each of --listen, --admin-listen and --acme-http01-listen (`listen`, `admin` and `http01Listen` in the file) its own port",
         ),
         (
             "BOTH --listen 127.0.0.1:8443,[::1]:8443,127.0.0.2:8443,127.0.0.1:0,127.0.0.1:0 --admin-listen 127.0.0.1:0",
@@ -102,6 +102,26 @@ fn bad_flags() {
         (
             "--acme a.test --acme-directory ca.test UPSTREAM",
             "--acme-directory: the value is not the URL of an ACME directory; write https://HOST[:PORT]/PATH, without user name and password",
+        ),
+        (
+            "--acme a.test --acme-http01-listen 80 UPSTREAM",
+            "--acme-http01-listen: `80` is not an address to listen on; write ADDRESS:PORT with an IP address, such as [::]:8443 or 127.0.0.1:8443",
+        ),
+        (
+            "--acme a.test --acme-http01-listen :0 UPSTREAM",
+            "--acme-http01-listen: the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to",
+        ),
+        (
+            "--acme a.test --acme-http01-listen :80 --listen :80 UPSTREAM",
+            "[::]:80 and [::]:80 overlap; give each of --listen, --admin-listen and --acme-http01-listen (`listen`, `admin` and `http01Listen` in the file) its own port",
+        ),
+        (
+            "--acme a.test --acme-http01-listen :9090 --admin-listen 127.0.0.1:9090 UPSTREAM",
+            "127.0.0.1:9090 and [::]:9090 overlap; give each of --listen, --admin-listen and --acme-http01-listen (`listen`, `admin` and `http01Listen` in the file) its own port",
+        ),
+        (
+            "CERT --acme-http01-listen :80 UPSTREAM",
+            "--acme-http01-listen needs --acme; add it, or remove --acme-http01-listen",
         ),
         (
             "CERT --acme-store /a UPSTREAM",

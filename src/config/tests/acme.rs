@@ -32,6 +32,7 @@ fn one_flag_is_enough_for_a_certificate() {
             directory: "https://acme-v02.api.letsencrypt.org/directory".to_owned(),
             directory_ca: None,
             external_account: None,
+            http01_listen: None,
             profile: None,
             store: "/var/lib/kube-tls-proxy".into(),
         }
@@ -61,6 +62,7 @@ certificates:
     directory: https://ca.test:9000/dir
     directoryCa: ca.crt
     eab: {kid: key-1, keyFile: eab.key}
+    http01Listen: ':80'
     profile: shortlived
     store: state
 ",
@@ -80,6 +82,7 @@ certificates:
                 key_id: "key-1".to_owned(),
                 key_file: folder.join("eab.key"),
             }),
+            http01_listen: Some("[::]:80".parse().unwrap()),
             profile: Some("shortlived".to_owned()),
             store: folder.join("state"),
         }
@@ -118,6 +121,33 @@ clusters:
 }
 
 #[test]
+fn http_challenge_works_for_a_passthrough_host() {
+    let args = ServeArgs {
+        upstream: None,
+        upstream_ca: None,
+        ..without_files()
+    };
+    let config = with_config(
+        args,
+        "
+certificates:
+- acme: {domains: [b.test], http01Listen: '127.0.0.1:80'}
+- acme: {domains: [c.test], http01Listen: '127.0.0.1:80', store: c}
+clusters:
+- name: a
+  hosts: [b.test]
+  passthrough: true
+  upstream: {url: https://10.0.0.1}
+",
+    );
+    assert_eq!(config.warnings, Vec::<String>::new());
+    let listen = Some("127.0.0.1:80".parse().unwrap());
+    assert_eq!(acme(&config).http01_listen, listen);
+    // Clients still find the proxy where they expect it.
+    assert_eq!(config.listen, ["[::]:443".parse().unwrap()]);
+}
+
+#[test]
 fn flag_replaces_the_certificates_of_the_file() {
     let args = ServeArgs {
         acme: vec!["a.test".to_owned()],
@@ -126,4 +156,30 @@ fn flag_replaces_the_certificates_of_the_file() {
     let config = with_config(args, "certificates: [{certificate: a, key: b}]\n");
     assert_eq!(config.identities.len(), 1);
     assert_eq!(acme(&config).names, ["a.test"]);
+}
+
+#[test]
+fn ports_for_http_challenges_are_the_same_or_do_not_overlap() {
+    let with_second = |second: &str| {
+        let dir = TempDir::new();
+        let text = format!(
+            "certificates:
+- acme: {{domains: [a.test], http01Listen: ':80'}}
+- acme: {{domains: [b.test], http01Listen: '{second}', store: b}}
+"
+        );
+        let args = ServeArgs {
+            config: Some(dir.write("proxy.yaml", text)),
+            ..without_files()
+        };
+        load(&args, &outside_pod()).map_err(|error| error.to_string())
+    };
+    with_second("[::]:80").unwrap();
+    with_second("127.0.0.1:81").unwrap();
+    let refused = with_second("127.0.0.1:80").unwrap_err();
+    assert!(
+        refused.contains("127.0.0.1:80 and [::]:80 overlap")
+            || refused.contains("[::]:80 and 127.0.0.1:80 overlap"),
+        "{refused}"
+    );
 }

@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::print_stderr,
+    clippy::cast_possible_truncation,
     reason = "a test reports a failure with a panic"
 )]
 #![expect(
@@ -16,13 +17,16 @@
 )]
 
 mod access;
+mod acme;
 mod audit;
 mod certificates;
 mod check;
 mod copy;
+mod discovery;
 mod exec;
 mod fixture;
 mod forward;
+mod guides;
 mod impersonation;
 mod informers;
 mod isolation;
@@ -31,6 +35,13 @@ mod lists;
 mod logs;
 mod manifests;
 mod passthrough;
+#[expect(
+    dead_code,
+    clippy::disallowed_methods,
+    reason = "shared with tests/acme, which uses all of it"
+)]
+#[path = "../../acme/pebble.rs"]
+mod pebble;
 mod process;
 mod proxy;
 mod reads;

@@ -96,7 +96,13 @@ impl Suite {
                 name: Some(PASSED_HOST),
                 ..terminated
             },
-            Way::Token | Way::Rules | Way::FrontProxy | Way::Impersonation => terminated,
+            Way::Token
+            | Way::Rules
+            | Way::FrontProxy
+            | Way::Impersonation
+            | Way::HttpProxy
+            | Way::Ingress
+            | Way::HttpRoute => terminated,
         }
     }
 
@@ -261,9 +267,10 @@ fn suite() -> Option<&'static Suite> {
     }
 }
 
-fn skip(reason: &str) {
+/// Says why a case, or all of them, cannot run on this machine.
+pub(crate) fn skip(reason: &str) {
     // Not with a macro: the test harness hides the output of the macros when a test passes.
-    let _ = writeln!(io::stderr(), "skipped: {reason}");
+    let _ = writeln!(io::stderr(), "SKIPPED: {reason}");
 }
 
 fn probe_kubectl() -> Result<(), String> {

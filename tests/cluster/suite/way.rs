@@ -2,10 +2,11 @@
 //!
 //! `CLUSTER_WAY` selects a way. The cases do not know it: they ask the suite for its server and for its user.
 
-use std::env;
+use std::path::Path;
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
+use std::{env, fs};
 
 use serde_json::{Value, json};
 
@@ -29,15 +30,24 @@ pub(crate) enum Way {
     Impersonation,
     /// With a client certificate, which the apiserver verifies itself.
     Passthrough,
+    /// With a token, through the translation of an `HTTPProxy`.
+    HttpProxy,
+    /// With a token, through the translation of an Ingress.
+    Ingress,
+    /// With a token, through the translation of an `HTTPRoute`.
+    HttpRoute,
 }
 
 impl Way {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 8] = [
         Self::Token,
         Self::Rules,
         Self::FrontProxy,
         Self::Impersonation,
         Self::Passthrough,
+        Self::HttpProxy,
+        Self::Ingress,
+        Self::HttpRoute,
     ];
 
     /// The value of `CLUSTER_WAY`.
@@ -48,6 +58,9 @@ impl Way {
             Self::FrontProxy => "front-proxy",
             Self::Impersonation => "impersonation",
             Self::Passthrough => "passthrough",
+            Self::HttpProxy => "http-proxy",
+            Self::Ingress => "ingress",
+            Self::HttpRoute => "http-route",
         }
     }
 
@@ -67,7 +80,9 @@ impl Way {
     /// The credential of the user of the suite, who may do everything.
     pub(crate) fn credential(self, fixture: &Fixture) -> Credential {
         match self {
-            Self::Token | Self::Rules => Credential::Token(fixture.token().to_owned()),
+            Self::Token | Self::Rules | Self::HttpProxy | Self::Ingress | Self::HttpRoute => {
+                Credential::Token(fixture.token().to_owned())
+            }
             Self::FrontProxy | Self::Impersonation | Self::Passthrough => {
                 let [certificate, key] = fixture.user_files().map(str::to_owned);
                 Credential::Certificate { certificate, key }
@@ -78,16 +93,47 @@ impl Way {
     /// The name of that user.
     pub(crate) fn user(self) -> &'static str {
         match self {
-            Self::Token | Self::Rules => "system:serviceaccount:suite:admin",
+            Self::Token | Self::Rules | Self::HttpProxy | Self::Ingress | Self::HttpRoute => {
+                "system:serviceaccount:suite:admin"
+            }
             Self::FrontProxy | Self::Impersonation | Self::Passthrough => "jane",
+        }
+    }
+
+    /// The manifest from which the configuration is translated, in `tests/manifests/public`, and the host in it.
+    fn manifest(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::HttpProxy => Some(("contour-seed.yaml", "kube.example.com")),
+            Self::Ingress => Some(("kops-530.yaml", "api.k8s.example.com")),
+            Self::HttpRoute => Some(("envoy-gateway-9945.yaml", "kube.example.com")),
+            Self::Token
+            | Self::Rules
+            | Self::FrontProxy
+            | Self::Impersonation
+            | Self::Passthrough => None,
+        }
+    }
+
+    /// The cluster that the access log names for the user of the suite.
+    fn cluster(self) -> &'static str {
+        match self {
+            Self::Token | Self::Rules | Self::FrontProxy | Self::Impersonation => "test",
+            Self::Passthrough => "direct",
+            Self::HttpProxy | Self::Ingress => "default/kubernetes",
+            Self::HttpRoute => "default/apiserver",
         }
     }
 
     /// The configuration of a proxy in front of `upstream`, which has the address and the CA of the apiserver.
     pub(crate) fn config(self, fixture: &Fixture, upstream: &Value) -> Value {
+        if let Some((file, host)) = self.manifest() {
+            let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/manifests/public");
+            let manifest = fs::read_to_string(manifests.join(file)).unwrap();
+            return translated(&manifest.replace(host, "localhost"), upstream);
+        }
         let mut cluster = json!({ "name": "test", "upstream": upstream });
         match self {
-            Self::Token => {}
+            Self::Token | Self::HttpProxy | Self::Ingress | Self::HttpRoute => {}
             Self::Rules => cluster["access"] = rules(),
             Self::FrontProxy => {
                 let [certificate, key] = fixture.front_proxy_files();
@@ -115,6 +161,29 @@ impl Way {
         }
         json!({ "clusters": [cluster] })
     }
+}
+
+/// What `translate` prints for this manifest, with the one change that the docs name for a proxy outside of a pod: it
+/// says where the apiserver is. The flags of the proxy replace the files of `certificates`.
+fn translated(manifest: &str, upstream: &Value) -> Value {
+    let mut translate = Command::new(env!("CARGO_BIN_EXE_kube-tls-proxy"));
+    translate.args(["translate", "--strict", "-"]);
+    let printed = run(translate, manifest.into(), Duration::from_secs(20)).ok();
+    outside_of_a_pod(&printed, upstream)
+}
+
+/// This translated configuration, with `upstream` in place of the apiserver of a pod.
+pub(crate) fn outside_of_a_pod(printed: &str, upstream: &Value) -> Value {
+    let mut config: Value = serde_saphyr::from_str(printed).unwrap();
+    let clusters = config["clusters"].as_array_mut().unwrap();
+    let [cluster] = clusters.as_mut_slice() else {
+        panic!("not one cluster: {printed}")
+    };
+    let cluster = cluster.as_object_mut().unwrap();
+    assert_eq!(cluster["hosts"], json!(["localhost"]), "{printed}");
+    assert_eq!(cluster.remove("inCluster"), Some(json!(true)), "{printed}");
+    cluster.insert("upstream".into(), upstream.clone());
+    config
 }
 
 /// A name of every certificate that kubeadm makes for an apiserver.
@@ -146,15 +215,41 @@ struct Exception {
     reason: &'static str,
 }
 
-const WITHOUT_CERTIFICATE: &[Way] = &[Way::Token, Way::Rules, Way::Passthrough];
+const WITHOUT_CERTIFICATE: &[Way] = &[
+    Way::Token,
+    Way::Rules,
+    Way::Passthrough,
+    Way::HttpProxy,
+    Way::Ingress,
+    Way::HttpRoute,
+];
 const NOT_TOKEN: &[Way] = &[
     Way::Rules,
     Way::FrontProxy,
     Way::Impersonation,
     Way::Passthrough,
+    Way::HttpProxy,
+    Way::Ingress,
+    Way::HttpRoute,
 ];
-const NOT_IMPERSONATION: &[Way] = &[Way::Token, Way::Rules, Way::FrontProxy, Way::Passthrough];
-const NOT_PASSTHROUGH: &[Way] = &[Way::Token, Way::Rules, Way::FrontProxy, Way::Impersonation];
+const NOT_IMPERSONATION: &[Way] = &[
+    Way::Token,
+    Way::Rules,
+    Way::FrontProxy,
+    Way::Passthrough,
+    Way::HttpProxy,
+    Way::Ingress,
+    Way::HttpRoute,
+];
+const NOT_PASSTHROUGH: &[Way] = &[
+    Way::Token,
+    Way::Rules,
+    Way::FrontProxy,
+    Way::Impersonation,
+    Way::HttpProxy,
+    Way::Ingress,
+    Way::HttpRoute,
+];
 const IMPERSONATION: &[Way] = &[Way::Impersonation];
 const PASSTHROUGH: &[Way] = &[Way::Passthrough];
 
@@ -201,6 +296,16 @@ const EXCEPTIONS: &[Exception] = &[
         reason: "it has flags for a cluster of its own",
     },
     Exception {
+        case: "discovery",
+        ways: NOT_TOKEN,
+        reason: "it has a proxy of its own, and no client",
+    },
+    Exception {
+        case: "guides",
+        ways: NOT_TOKEN,
+        reason: "the guides are the same in every way, and it has proxies of its own",
+    },
+    Exception {
         case: "impersonation",
         ways: NOT_IMPERSONATION,
         reason: "the proxy of the suite does not impersonate",
@@ -209,6 +314,11 @@ const EXCEPTIONS: &[Exception] = &[
         case: "informers::informers_resume_when_the_proxy_stops_24_times",
         ways: PASSTHROUGH,
         reason: "the proxy cannot tell a client to move whose requests it does not see",
+    },
+    Exception {
+        case: "informers::restarted_apiserver_gets_its_share_of_informers",
+        ways: PASSTHROUGH,
+        reason: "a connection that is passed stays with its apiserver",
     },
     Exception {
         case: "informers::watches_resume_when_one_of_two_apiservers_is_killed",
@@ -311,4 +421,7 @@ fn user_of_the_suite_comes_in_the_way_it_says() {
     assert_eq!(denied.code, Some(1));
     let by_rule = denied.stderr.contains("(rule 3 of cluster test)");
     assert_eq!(by_rule, way == Way::Rules, "{}", denied.stderr);
+    let log = suite.proxy.end_of_log();
+    let cluster = format!(" cluster={} ", way.cluster());
+    assert!(log.contains(&cluster), "no{cluster}in\n{log}");
 }

@@ -216,7 +216,7 @@ async fn tcp_keepalive_is_armed_on_both_legs_of_a_tunnel() {
 async fn wait_for_keepalive(local: SocketAddr, remote: SocketAddr) {
     let seen = async {
         loop {
-            if let Some("02") = timer(local, remote).as_deref() {
+            if matches!(timer(local, remote), Some((kind, _)) if kind == "02") {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -225,15 +225,17 @@ async fn wait_for_keepalive(local: SocketAddr, remote: SocketAddr) {
     within("the keepalive timer", seen).await;
 }
 
-/// The field `tr` of this socket in /proc/net/tcp (`man 5 proc_pid_net`); `02` is keepalive.
-fn timer(local: SocketAddr, remote: SocketAddr) -> Option<String> {
+/// The fields `tr` and `tm->when` of this socket in /proc/net/tcp (`man 5 proc_pid_net`): the timer, of which `02` is
+/// keepalive, and the time until it fires, in hundredths of a second.
+pub(crate) fn timer(local: SocketAddr, remote: SocketAddr) -> Option<(String, u64)> {
     let port = |address: SocketAddr| format!(":{:04X}", address.port());
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     table.lines().find_map(|line| {
         let mut fields = line.split_whitespace().skip(1);
         let (from, to) = (fields.next()?, fields.next()?);
-        let timer = fields.nth(2)?.split(':').next()?;
-        (from.ends_with(&port(local)) && to.ends_with(&port(remote))).then(|| timer.to_owned())
+        let (timer, when) = fields.nth(2)?.split_once(':')?;
+        let is_this = from.ends_with(&port(local)) && to.ends_with(&port(remote));
+        is_this.then(|| (timer.to_owned(), u64::from_str_radix(when, 16).unwrap()))
     })
 }
 
