@@ -13,9 +13,9 @@ pub type Target = (&'static str, fn(&[u8]));
 
 /// Returns all targets.
 #[must_use]
-pub fn targets() -> [Target; 20] {
+pub fn targets() -> [Target; 21] {
     let [targets, budgets, hello, proxy_headers] = crate::downstream::FUZZ;
-    let [goaway, outbound] = crate::upstream::FUZZ;
+    let [goaway, endpointslice, outbound] = crate::upstream::FUZZ;
     let [
         headers,
         host,
@@ -44,6 +44,7 @@ pub fn targets() -> [Target; 20] {
         ("certificate", certificate),
         ("prefixes", prefixes),
         ("goaway", goaway),
+        ("endpointslice", endpointslice),
         ("outbound", outbound),
         ("response", http1::fuzz_response_head),
         ("chunks", http1::fuzz_chunks),

@@ -348,6 +348,11 @@ const FORBIDDEN: &[(&str, Option<&str>, &str)] = &[
         Some("upstream/user_naming.rs"),
         "the proxy's token leaves only together with a user",
     ),
+    (
+        "= pod_authorization(",
+        Some("upstream/discover.rs"),
+        "the pod's token leaves only with the request for addresses of apiservers",
+    ),
     ("KeyLogFile", None, "session keys never leave the process"),
     (
         "enable_secret_extraction",

@@ -107,6 +107,7 @@ fn config(upstream: SocketAddr, identities: Vec<CertificateSource>, trust: Trust
             upstream_port: upstream.port(),
             url_place: String::new(),
             addresses: Vec::new(),
+            discovery: None,
             path_prefix: String::new(),
             expected_name: ServerName::try_from(APISERVER).expect("a DNS name"),
             request_host: RequestHost::Client,

@@ -23,6 +23,13 @@ pub(super) fn problems(
 ) -> Vec<String> {
     let mut found = Vec::new();
     apiservers(report, &mut found);
+    found.extend(report.clusters.iter().filter_map(|cluster| {
+        let why = cluster.endpoints().discovery()?.failure?;
+        let name = cluster.name();
+        Some(format!(
+            "{name}: cannot find the apiservers, and the known addresses stay in use: {why}"
+        ))
+    }));
     expiry(report, now, &mut found);
     client_certificates(report, now, &mut found);
     found.extend(sources.acme.all().into_iter().filter_map(|certificate| {

@@ -126,6 +126,22 @@ impl Sources {
             date(&metrics::REVOCATION_LIST_NEXT_UPDATE, lists);
         }
         for cluster in &report.clusters {
+            if let Some(discovery) = cluster.endpoints().discovery() {
+                let name = || vec![("cluster", cluster.name().to_owned().into())];
+                let works = f64::from(u8::from(discovery.failure.is_none()));
+                to.number(&metrics::DISCOVERY_SUCCESSFUL, name(), works);
+                #[expect(
+                    clippy::cast_precision_loss,
+                    reason = "the values of an exposition are floats"
+                )]
+                let found = discovery.found as f64;
+                to.number(&metrics::DISCOVERED_ENDPOINTS, name(), found);
+                if let Some(changed) = discovery.changed {
+                    to.number(&metrics::DISCOVERY_CHANGED, name(), self.unix(changed));
+                }
+                let failures = Counter::from(discovery.failures);
+                failures.expose(&metrics::DISCOVERY_FAILURES, name(), to);
+            }
             for endpoint in cluster.endpoints().health() {
                 let labels = vec![
                     ("cluster", cluster.name().to_owned().into()),

@@ -95,8 +95,21 @@ struct ClusterView {
     denied_requests: u64,
     trusted: Vec<TrustedView>,
     endpoints: Vec<EndpointView>,
+    /// `null`: the cluster is not asked for the addresses of its apiservers.
+    discovery: Option<DiscoveryView>,
     /// `null`: the cluster asks for no client certificates.
     client_certificates: Option<ClientCertificatesView>,
+}
+
+/// What a cluster has said about its apiservers.
+#[derive(Debug, Serialize)]
+struct DiscoveryView {
+    /// The apiservers that it has named last; 0: the address of the Service is used.
+    found: usize,
+    /// `null`: it has named none so far.
+    changed: Option<f64>,
+    /// Why the last attempt failed; `null` if it succeeded.
+    failure: Option<String>,
 }
 
 /// The certificates of a cluster that authenticates users by theirs.
@@ -237,6 +250,7 @@ impl View {
                         denied_requests: counters.denied.sum(),
                         trusted: trusted.collect(),
                         endpoints: endpoints(sources, cluster, &minute),
+                        discovery: discovery(sources, cluster),
                         client_certificates: clients
                             .map(|clients| ClientCertificatesView::new(clients, now)),
                     }
@@ -462,6 +476,15 @@ fn busy_clients(sources: &Sources, minute: &LastMinute) -> Vec<ClientView> {
             unauthorized: sources.clients.unauthorized(client),
         });
     each.collect()
+}
+
+fn discovery(sources: &Sources, cluster: &Cluster) -> Option<DiscoveryView> {
+    let report = cluster.endpoints().discovery()?;
+    Some(DiscoveryView {
+        found: report.found,
+        changed: report.changed.map(|at| sources.unix(at)),
+        failure: report.failure,
+    })
 }
 
 fn endpoints(sources: &Sources, cluster: &Cluster, minute: &LastMinute) -> Vec<EndpointView> {

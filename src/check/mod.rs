@@ -7,6 +7,7 @@ mod access;
 mod acme;
 mod apiserver;
 mod dial;
+mod discovery;
 mod http;
 mod local;
 mod messages;
@@ -139,6 +140,9 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
         if !cluster.passthrough {
             let endpoint = apiserver::check(plan, &target, recorder).await;
             let Some(endpoint) = endpoint else { continue };
+            if let Some(token) = &cluster.discovery {
+                discovery::check(plan, &target, endpoint, token, recorder).await;
+            }
             let clients = clients.as_ref();
             let token = clients.and_then(|clients| clients.naming.token());
             if let Some(user) = &plan.client {
@@ -149,8 +153,11 @@ async fn check_config(plan: &Plan, config: &Config, recorder: &mut Recorder<'_>)
             }
             continue;
         }
-        // No request is sent, as the proxy sends none.
-        dial::check(&target, recorder).await;
+        // No request of a client is sent, as the proxy sends none.
+        let endpoint = dial::check(&target, recorder).await;
+        if let (Some(token), Some(endpoint)) = (&cluster.discovery, endpoint) {
+            discovery::check(plan, &target, endpoint, token, recorder).await;
+        }
         let has_name = cluster.hosts.iter().any(|host| !host.starts_with('*'));
         if let Some(through) = plan.through.as_ref().filter(|_| has_name) {
             let name = target.tls.expected_name();

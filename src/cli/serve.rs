@@ -295,6 +295,14 @@ fn log_certificates(block: &StartBlock<'_>) {
             passthrough = cluster.passthrough.then_some(true),
             "cluster in use"
         );
+        if let Some(token) = &cluster.discovery {
+            info!(
+                cluster = cluster.name,
+                file = %quote::path(token),
+                reads = "EndpointSlice default/kubernetes",
+                "pod token in use"
+            );
+        }
         for ca in trust.summaries() {
             info!(
                 cluster = cluster.name,

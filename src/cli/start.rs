@@ -121,6 +121,19 @@ impl StartBlock<'_> {
         each.collect()
     }
 
+    /// Each cluster that the proxy asks for the addresses of its apiservers, and the file of the token for that.
+    #[must_use]
+    pub fn discovering(&self) -> Vec<String> {
+        let each = self.clusters.iter().filter_map(|(cluster, _)| {
+            let path = quote::path(cluster.discovery.as_ref()?);
+            Some(format!(
+                "{} with {path}   (reads the EndpointSlice default/kubernetes, and nothing else)",
+                cluster.name
+            ))
+        });
+        each.collect()
+    }
+
     /// Subject and fingerprint of each CA, with its cluster if there are several.
     #[must_use]
     pub fn trusting(&self) -> Vec<String> {
@@ -150,6 +163,7 @@ impl fmt::Display for StartBlock<'_> {
             ("trusting", self.trusting()),
             ("front proxy", self.front_proxies()),
             ("token", self.tokens()),
+            ("discovery", self.discovering()),
             ("workers", vec![self.workers.to_string()]),
             ("connections", vec![self.connections()]),
             ("admin", self.admin().into_iter().collect()),

@@ -17,7 +17,9 @@ use super::{
         ClientCertificatesEntry, ClusterEntry, ClustersFromEntry, ExpectedName, FilePath, Parsed,
         PublicHost, PublishSection, UpstreamEntry,
     },
-    directory, file, kubeconfig,
+    directory, file,
+    in_cluster::InCluster,
+    kubeconfig,
     source::{ConfigSource, absolute_path, parse_flag},
     url::{self, PublicPrefix, UpstreamUrl},
 };
@@ -127,16 +129,22 @@ fn cluster_of_entry(
         &entry.value.kubeconfig,
         entry.value.in_cluster,
     ) {
-        (Some(upstream), None, false) => {
+        (Some(upstream), None, InCluster::No) => {
             cluster_of_upstream(upstream, entry.value.passthrough, source)?
         }
-        (None, Some(file), false) => {
+        (None, Some(file), InCluster::No) => {
             kubeconfig::load(&source.path(&file.0.0), entry.value.context.as_deref())?
         }
-        (None, None, true) => {
-            in_cluster(env)?.ok_or_else(|| source.error_at(&entry, SettingError::NotInPod))?
+        (None, None, how @ (InCluster::Service | InCluster::Endpoints)) => {
+            let cluster = in_cluster(env)?;
+            let cluster = cluster.ok_or_else(|| source.error_at(&entry, SettingError::NotInPod))?;
+            let token = || env.service_account.join("token");
+            ClusterConfig {
+                discovery: (how == InCluster::Endpoints).then(token),
+                ..cluster
+            }
         }
-        (None, None, false) | (Some(_), Some(_), _) | (Some(_), _, true) | (_, Some(_), true) => {
+        (None, None, InCluster::No) | (Some(_), _, _) | (_, Some(_), _) => {
             return Err(source.error_at(&entry, SettingError::cluster(&name, NOT_ONE_SOURCE)));
         }
     };

@@ -18,6 +18,7 @@ use super::{
     access::AccessRuleEntry,
     acme::{SourceEntry, SourceForms},
     error::SettingError,
+    in_cluster::InCluster,
     limits::{LimitsSection, TimeoutsSection},
     listen::{ListenAddr, ListenEntry},
     source::check_path,
@@ -100,9 +101,9 @@ pub(super) struct ClusterEntry {
     pub(super) kubeconfig: Option<Parsed<FilePath>>,
     /// The context of that kubeconfig; by default its current one.
     pub(super) context: Option<String>,
-    /// Or: true for the cluster of the pod that the proxy runs in.
+    /// Or: true for the cluster of the pod that the proxy runs in, or keys that say how its apiservers are found.
     #[serde(default)]
-    pub(super) in_cluster: bool,
+    pub(super) in_cluster: InCluster,
     /// Users with client certificates, whom the proxy names to the apiserver.
     #[schemars(with = "Option<ClientCertificatesEntry>")]
     pub(super) client_certificates: Option<Spanned<ClientCertificatesEntry>>,
@@ -153,7 +154,7 @@ pub(super) struct ExecSection {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClustersFromEntry {
-    /// The directory. Only server, CA and tls-server-name of each kubeconfig are used.
+    /// The directory. Only server, CA, tls-server-name and proxy-url of each kubeconfig are used.
     #[schemars(with = "String")]
     pub(super) directory: Spanned<Parsed<FilePath>>,
     /// The public host name of each cluster; `{name}` stands for the name of the file without its extension. Needed,

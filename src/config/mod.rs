@@ -14,6 +14,7 @@ mod environment;
 mod error;
 mod excerpt;
 mod file;
+mod in_cluster;
 mod kubeconfig;
 mod limits;
 mod listen;
@@ -151,6 +152,9 @@ pub struct ClusterConfig {
     pub outbound: Option<OutboundProxy>,
     /// Its addresses, instead of those that the host resolves to; usually empty.
     pub addresses: Vec<SocketAddr>,
+    /// The file of the token with which the addresses of all apiservers are read from the cluster, and nothing else.
+    /// `None`: they are not read, and no token is.
+    pub discovery: Option<PathBuf>,
     /// Put before every path, without a final slash; usually empty.
     pub path_prefix: String,
     /// The name or address that the apiserver's certificate must carry.

@@ -45,6 +45,7 @@ impl UpstreamUrl {
             upstream_host: self.host,
             upstream_port: self.port,
             addresses: Vec::new(),
+            discovery: None,
             path_prefix: self.prefix,
             expected_name: self.name,
             trust,

@@ -37,7 +37,7 @@ use proxy_protocol::ProxyHeaderError;
 use crate::{
     clients::{Client, ClientTable, Place, Refusal},
     config::{Admission, LiveSettings, PeerPolicy},
-    drain::{ConnectionKind, Drain},
+    drain::{ConnectionKind, Drain, OpenConnection},
     hosts::PeerAddr,
     memory::MemoryPressure,
     metrics::{Connected, Counters, Handshake, Limit, Protocol},
@@ -131,11 +131,8 @@ pub fn spawn(
     drain: &Drain,
 ) {
     let open = drain.count(ConnectionKind::Connection);
-    let served = serve(accepted, shared, context, drain.clone());
-    drain.spawn(async move {
-        let _open = open;
-        served.await;
-    });
+    // Without an async block around it, which would hold this future twice until the connection ends.
+    drain.spawn(serve(accepted, shared, context, drain.clone(), open));
 }
 
 /// Serves a connection to its end. It returns no error, because every error here is the client's.
@@ -144,6 +141,7 @@ async fn serve(
     shared: Arc<Shared>,
     context: Arc<UpstreamContext>,
     drain: Drain,
+    _open: OpenConnection,
 ) {
     let NewConnection {
         stream,
@@ -495,7 +493,9 @@ async fn handshake(
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
-        let stream = context.client_turns().run(handshake).await?;
+        // On the heap, because `run` holds it twice. A future of 8 KiB would also cost each HTTP/2 connection a page: the
+        // allocator gives its memory to the read buffer of h2, and a silent client uses half of that buffer.
+        let stream = context.client_turns().run(Box::pin(handshake)).await?;
         let stream = Box::new(stream);
         Ok(if is_challenge {
             HandshakeOutcome::Challenge(stream)

@@ -115,7 +115,8 @@ families! {
         "Upstream connections leased to a client connection: newly dialled, or from the idle pool.";
     LEASES_RETIRED = Counter "kube_tls_proxy_leases_retired_total"
         ["reason": "`goaway`, `unauthorized` (a response was 401), `reset` (a request was aborted), `closed`, \
-            `generation` (a reload replaced CA or settings), `age` (idle for too long), `upgrade`, `full` (the idle pool was full)"]
+            `generation` (a reload replaced CA or settings), `age` (idle for too long), `upgrade`, `full` (the idle pool was full), \
+            `balance` (another apiserver had far fewer)"]
         "Upstream connections that are no longer used, by reason.";
     DIALS = Counter "kube_tls_proxy_upstream_dials_total"
         ["cluster": CLUSTERS, "result": "`ok`, `refused`, `outbound_proxy` (it has opened no connection), `timeout`, `verify` (certificate not accepted), `tls`, `protocol`, `other`"]
@@ -123,6 +124,18 @@ families! {
     ENDPOINT_HEALTHY = Gauge "kube_tls_proxy_endpoint_healthy"
         ["cluster": CLUSTERS, "endpoint": "address and port"]
         "1 if the endpoint is verified and healthy, 0 if it is unhealthy or was not probed yet.";
+    DISCOVERED_ENDPOINTS = Gauge "kube_tls_proxy_discovered_endpoints"
+        ["cluster": "each cluster with `discover: endpoints`"]
+        "Apiservers that the cluster has named last; 0 before it has named any, while the address of the Service is used.";
+    DISCOVERY_CHANGED = Gauge "kube_tls_proxy_discovery_last_change_timestamp_seconds"
+        ["cluster": "each cluster with `discover: endpoints` that has named apiservers"]
+        "When their addresses last changed, in Unix time.";
+    DISCOVERY_SUCCESSFUL = Gauge "kube_tls_proxy_discovery_successful"
+        ["cluster": "each cluster with `discover: endpoints`"]
+        "1 if the last attempt to learn the addresses of the apiservers succeeded, 0 if it failed and the known ones stay in use.";
+    DISCOVERY_FAILURES = Counter "kube_tls_proxy_discovery_failures_total"
+        ["cluster": "each cluster with `discover: endpoints`"]
+        "Failed attempts to learn the addresses of the apiservers.";
     ENDPOINT_TIME_TO_HEADERS = Histogram "kube_tls_proxy_endpoint_time_to_headers_seconds"
         ["cluster": CLUSTERS, "endpoint": "address and port"]
         "Time from the head of the request to the head of the response, by the endpoint that sent it. Tunnels are left out.";

@@ -39,6 +39,7 @@ pub use revocation::{ListSummary, RevocationLists};
 pub use subject::{CertificateSubject, SubjectError};
 pub use summary::{CertSummary, Fingerprint, TimeLeft, UnreadableCertificate, UtcDate};
 pub use token::TokenFile;
+pub(crate) use token::pod_authorization;
 pub use trust::TrustAnchors;
 
 /// The crypto provider of every TLS connection: aws-lc-rs with the post-quantum hybrid first.

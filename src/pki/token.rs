@@ -1,4 +1,4 @@
-//! The file with the token with which the proxy impersonates the owners of client certificates.
+//! The file with the token with which the proxy impersonates the owners of client certificates, and that of its pod.
 //!
 //! A token in a pod changes about every hour, so the file is read again at every reload, whatever has become of the
 //! other files. A file that cannot be used is no error of the configuration: it stops only the users of client
@@ -90,6 +90,19 @@ enum TokenFileError {
     Character,
     #[error("it is larger than {MAX_TOKEN_BYTES} bytes; write only the token there")]
     TooLarge,
+}
+
+/// The value of `Authorization` for the pod's own token in this file. Only `upstream/discover.rs` may call it
+/// (tests/tidy.rs): it sends the token with the request for the addresses of the apiservers, and in no other way.
+///
+/// # Errors
+///
+/// A sentence, if the file has no token that can be used.
+pub(crate) fn pod_authorization(path: &Path) -> Result<HeaderValue, String> {
+    read(path).map_err(|reason| {
+        let path = quote::path(path);
+        format!("the token file {path} cannot be used: {reason}")
+    })
 }
 
 fn read(path: &Path) -> Result<HeaderValue, String> {

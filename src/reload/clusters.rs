@@ -101,12 +101,11 @@ pub(super) fn build_namings(
 
 fn endpoints(cluster: &ClusterConfig) -> Endpoints {
     let (host, port) = (&cluster.upstream_host, cluster.upstream_port);
-    let endpoints = if let Some(proxy) = &cluster.outbound {
-        Endpoints::new(&proxy.host, proxy.port)
-    } else if cluster.addresses.is_empty() {
-        Endpoints::new(host, port)
-    } else {
-        Endpoints::fixed(host, port, &cluster.addresses)
+    let endpoints = match (&cluster.discovery, &cluster.outbound) {
+        (Some(token), _) => Endpoints::discovered(host, port, token),
+        (None, Some(proxy)) => Endpoints::new(&proxy.host, proxy.port),
+        (None, None) if cluster.addresses.is_empty() => Endpoints::new(host, port),
+        (None, None) => Endpoints::fixed(host, port, &cluster.addresses),
     };
     endpoints.of_cluster(&cluster.name)
 }

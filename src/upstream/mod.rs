@@ -6,6 +6,7 @@
 
 mod context;
 mod dial;
+mod discover;
 mod endpoint;
 mod error;
 mod front_proxy;
@@ -15,6 +16,7 @@ mod handshake_turns;
 mod http2_body;
 mod lease;
 mod outbound;
+mod own_get;
 mod passthrough;
 mod probe;
 mod request_body;
@@ -34,7 +36,8 @@ pub use crate::http1::{MessageError, Upgraded};
 use crate::{metrics::ClusterLabel, text::error_chain};
 pub use context::UpstreamContext;
 pub(crate) use dial::{Offer, TcpConnected};
-pub use endpoint::{ConnectTimes, EndpointHealth, Endpoints, Health};
+pub(crate) use discover::{DiscoveryError, ReadSlice};
+pub use endpoint::{ConnectTimes, DiscoveryReport, EndpointHealth, Endpoints, Health};
 pub use error::{DownloadError, H1Error, HttpError, UploadError, UpstreamError};
 pub use front_proxy::FrontProxy;
 pub(crate) use http2_body::UnreadBody;
@@ -48,8 +51,9 @@ pub use user_naming::{
     NamingError, NamingRight, RemoteUser, UpstreamRequest, UserNaming, is_impersonating,
 };
 
-/// The fuzz bodies of this module: the frames of HTTP/2, and the responses of outbound proxies.
-pub(crate) const FUZZ: [fn(&[u8]); 2] = [h2::fuzz, outbound::fuzz];
+/// The fuzz bodies of this module: the frames of HTTP/2, the addresses of apiservers, and the responses of outbound
+/// proxies.
+pub(crate) const FUZZ: [fn(&[u8]); 3] = [h2::fuzz, discover::fuzz, outbound::fuzz];
 
 /// The apiserver of one cluster, in one trust generation.
 #[derive(Debug)]

@@ -1,19 +1,16 @@
-//! Probes endpoints: each probe asks for `/readyz` over HTTP/1.1, on a connection of its own that is verified
-//! like every other one. Without a CA, which only a passthrough cluster can lack, a probe ends in the TLS handshake.
+//! Probes endpoints: each probe asks for `/readyz` on a connection of its own. Without a CA, which only a passthrough cluster can lack, a probe ends in the TLS handshake.
 //!
 //! A probe asks whether an apiserver answers at this address. A 401 or 403 counts as much as a 200, because
 //! a probe sends no credentials.
 
 use std::sync::{Arc, Weak};
 
-use http::{Request, StatusCode, Uri, header, uri::Scheme};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::time::timeout;
 use tracing::warn;
 
 use super::{
-    Cluster, Health, RequestBody, UpstreamContext, UpstreamError, dial,
-    endpoint::Endpoint,
-    h1::{self, H1Connection},
+    Cluster, Health, UpstreamContext, UpstreamError, endpoint::Endpoint, own_get::own_get,
 };
 
 impl Cluster {
@@ -114,37 +111,13 @@ async fn probe(
     cluster: &Cluster,
     endpoint: &Arc<Endpoint>,
 ) -> Result<Option<StatusCode>, UpstreamError> {
-    // Its socket is part of the reserve of open files: a lack of sockets must not make an apiserver unhealthy.
-    let stream = dial::verified_stream(context, cluster, &cluster.tls.h1, endpoint, None).await;
-    let stream = match stream {
-        Err(UpstreamError::Verify { .. }) if !cluster.tls.has_anchors() => return Ok(None),
-        stream => stream?,
-    };
-    let connection = H1Connection::new(Box::new(stream), Arc::clone(endpoint));
-    let target = format!("{}/readyz", cluster.path_prefix());
-    let request = Uri::builder()
-        .scheme(Scheme::HTTPS)
-        .authority(&*cluster.probe_host)
-        .path_and_query(target)
-        .build()
-        .and_then(|uri| {
-            Request::get(uri)
-                .header(header::USER_AGENT, USER_AGENT)
-                .header(header::CONNECTION, "close")
-                .body(())
-        });
-    let Ok(request) = request else {
-        return Err(UpstreamError::Protocol {
-            endpoint: endpoint.address(),
-            reason: "the name of the cluster cannot be sent as a Host header",
-        });
-    };
-    let (head, ()) = request.into_parts();
-    // The head is the result; the body is not read.
-    h1::exchange(connection, head, RequestBody::empty(), &context.drain)
-        .await
-        .map(|response| Some(response.status()))
-        .map_err(|failed| failed.error)
+    let agent = HeaderValue::from_static(USER_AGENT);
+    let headers = HeaderMap::from_iter([(header::USER_AGENT, agent)]);
+    match own_get(context, cluster, endpoint, "/readyz", headers).await {
+        Err(UpstreamError::Verify { .. }) if !cluster.tls.has_anchors() => Ok(None),
+        // The head is the result; the body is not read.
+        answered => answered.map(|response| Some(response.status())),
+    }
 }
 
 /// How probes appear in an audit log.

@@ -110,6 +110,7 @@ impl World {
                 upstream_port: upstream.port(),
                 url_place: String::new(),
                 addresses: Vec::new(),
+                discovery: None,
                 path_prefix: String::new(),
                 expected_name: ServerName::try_from(APISERVER).unwrap(),
                 request_host: RequestHost::Client,

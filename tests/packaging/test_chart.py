@@ -58,6 +58,7 @@ def pod_of(objects):
     return objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
 
 
+DISCOVERY = ["discovery.enabled=true", "serviceAccount.create=true"]
 # Settings that let the proxy impersonate users with client certificates.
 IMPERSONATION = [
     'clientCertificates.ca.configMap="client-ca"',
@@ -355,6 +356,24 @@ class Chart(unittest.TestCase):
         self.assertEqual(*[permissions(role["rules"]) for role in roles])
         self.assertEqual(objects, wanted)
 
+    def test_discovery_renders_the_overlay(self):
+        wanted = comparable(rendered.kustomize("overlays/discovery"))
+        del wanted["Namespace", "kube-tls-proxy"]
+        objects = comparable(rendered.chart(*DISCOVERY))
+        name = "kube-tls-proxy-kube-tls-proxy-discovery"
+        for kind in ("Role", "RoleBinding"):
+            wanted[kind, name] = wanted.pop((kind, "kube-tls-proxy-discovery"))
+            wanted[kind, name]["metadata"]["name"] = name
+        wanted["RoleBinding", name]["roleRef"]["name"] = name
+        self.assertEqual(objects, wanted)
+
+    def test_discovery_is_for_the_cluster_of_the_pods(self):
+        clusters = [{"name": "a", "inCluster": True, "hosts": ["a.test"]}, {"name": "b", "kubeconfig": "/b", "hosts": ["b.test"]}]
+        objects = rendered.chart(*DISCOVERY, f'config={{"clusters": {json.dumps(clusters)}}}')
+        first, second = config_of(objects)["clusters"]
+        self.assertEqual(first["inCluster"], {"discover": "endpoints"})
+        self.assertEqual(second, clusters[1])
+
     def test_older_impersonation_is_the_older_role(self):
         (document, _) = yaml.safe_load_all((rendered.KUBERNETES / "components/impersonation/older-role.yaml").read_text())
         settings = [*IMPERSONATION, "clientCertificates.impersonate.older=true"]
@@ -516,6 +535,13 @@ class Chart(unittest.TestCase):
             ([*IMPERSONATION, 'clientCertificates.frontProxy.secret="f"'], "give one of `frontProxy.secret` and `impersonate.enabled`"),
             ([*IMPERSONATION, "serviceAccount.create=false"], "set serviceAccount.create"),
             ([*IMPERSONATION, "clientCertificates.impersonate.groups=[]"], "impersonate.groups: name the groups"),
+            (["discovery.enabled=true"], "discovery: the service account `default` is for every pod"),
+            ([*DISCOVERY, 'config={"clusters": [{"name": "a", "kubeconfig": "/a"}]}'], "discovery: no cluster in config.clusters"),
+            ([*DISCOVERY, 'extraArgs=["--upstream=https://a"]'], "discovery: --upstream does not go together"),
+            (
+                ['config={"clusters": [{"name": "a", "inCluster": {"discover": "endpoints"}}]}'],
+                "the cluster a has keys in `inCluster`; write `inCluster: true`, and set discovery.enabled",
+            ),
             (["tlsRoute.enabled=true", 'tlsRoute.parentRefs=[{"name": "g"}]'], "tlsRoute.hostnames: "),
         ]:
             error = rendered.values_error(*settings)

@@ -173,6 +173,26 @@ class Overlays(unittest.TestCase):
         (mount,) = [each for each in pod["containers"][0]["volumeMounts"] if each["name"] == "impersonation"]
         self.assertIn(f"tokenFile: {mount['mountPath']}/token }}", page)
 
+    def test_discovery_mounts_a_token_that_its_role_is_for(self):
+        objects = rendered.kustomize("overlays/discovery")
+        pod = objects["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+        account = objects["ServiceAccount", pod["serviceAccountName"]]
+        subject = {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": NAMESPACE}
+        binding = objects["RoleBinding", "kube-tls-proxy-discovery"]
+        self.assertEqual(binding["subjects"], [subject])
+        role = objects["Role", binding["roleRef"]["name"]]
+        self.assertEqual([each["metadata"]["namespace"] for each in (role, binding)], ["default", "default"])
+        (rule,) = role["rules"]
+        self.assertEqual(rule["resourceNames"], ["kubernetes"], "nothing else may be read")
+        self.assertEqual(rule["verbs"], ["list", "watch"])
+        self.assertIs(pod["automountServiceAccountToken"], False, "only the projected token is there")
+        (volume,) = [each for each in pod["volumes"] if each["name"] == "cluster-ca"]
+        certificates, token = volume["projected"]["sources"]
+        self.assertEqual(certificates["configMap"]["name"], "kube-root-ca.crt")
+        self.assertEqual(token["serviceAccountToken"]["path"], "token")
+        base = rendered.kustomize("base")["Deployment", "kube-tls-proxy"]["spec"]["template"]["spec"]
+        self.assertEqual({each["name"] for each in pod["volumes"]}, {each["name"] for each in base["volumes"]} | {"config"})
+
     def test_older_role_replaces_the_role(self):
         folder = rendered.KUBERNETES / "components/impersonation"
         new, older = ([*yaml.safe_load_all((folder / name).read_text())] for name in ("role.yaml", "older-role.yaml"))

@@ -205,10 +205,16 @@
         ...rateOf(cluster.server_errors_per_second, "bad", "5xx"), ...rateOf(cluster.unauthorized_per_second, "wait", "401")),
       make("ul", "rows", ...(cluster.endpoints.length ? cluster.endpoints.map(endpoint) : [
         make("li", "", make("span", "bad", "this host has no address; check the name and DNS"))])),
+      cluster.discovery ? discovery(cluster.discovery) : null,
       cluster.access_rules ? make("p", "quiet", `${many(cluster.access_rules, "access rule", "access rules")} · ${many(cluster.denied_requests, "request", "requests")} denied`) : null,
       cluster.passthrough ? make("p", "quiet", "passed through: clients verify the apiserver") : null,
       cluster.trusted.length ? make("p", "quiet", "trusts ", ...cluster.trusted.flatMap((ca, i) => [i ? ", " : "", `${ca.subject} (`, daysLeft(ca), ")"])) : null,
     )));
+  }
+  function discovery({ found, changed, failure }) {
+    const known = found ? `${many(found, "apiserver", "apiservers")} found by the EndpointSlice` : "the address of the Service is used";
+    return make("p", "quiet", known, changed === null ? "" : since(changed, " · last change ", " ago"),
+      failure === null ? null : make("div", "bad", failure));
   }
   const rateOf = (number, kind, code) => number ? [" · ", make("span", kind, `${code}: ${rate(number)} per second`)] : [];
   function endpoint({ address, state, since: from, connections, p50, p99, tcp_p50: tcp, tls_p50: tls, why }) {

@@ -337,6 +337,22 @@ fn bad_config_files() {
             "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`",
         ),
         (
+            "clusters:\n- name: a\n  inCluster: {discover: nodes}\n",
+            "config file DIR/proxy.yaml, line 3, column 25: `nodes` is not a way to find apiservers; write `endpoints`, or remove `discover`",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: {discovery: endpoints}\n",
+            "config file DIR/proxy.yaml, line 3, column 15: unknown key `discovery`; did you mean `discover`?",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: {discover: endpoints}\n  kubeconfig: k\n",
+            "config file DIR/proxy.yaml, line 2, column 3: cluster `a` must name its apiserver in exactly one way; give one of `upstream`, `kubeconfig` and `inCluster: true`",
+        ),
+        (
+            "clusters:\n- name: a\n  inCluster: {discover: endpoints}\n",
+            "config file DIR/proxy.yaml, line 2, column 3: this process does not run in a pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); run it in one, or give `upstream` or `kubeconfig`",
+        ),
+        (
             "clusters:\n- name: a\n  inCluster: true\n",
             "config file DIR/proxy.yaml, line 2, column 3: this process does not run in a pod (KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set); run it in one, or give `upstream` or `kubeconfig`",
         ),

@@ -240,6 +240,7 @@ fn start_block_lists_all_facts() {
         upstream_port: 6443,
         url_place: String::new(),
         addresses: Vec::new(),
+        discovery: None,
         path_prefix: "/k8s".to_owned(),
         expected_name: "kubernetes.default.svc".try_into().unwrap(),
         request_host: RequestHost::Client,

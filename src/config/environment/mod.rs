@@ -20,7 +20,8 @@ pub struct Environment {
     pub service_host: Option<String>,
     /// `KUBERNETES_SERVICE_PORT`.
     pub service_port: Option<String>,
-    /// The directory with the pod's service account, of which only `ca.crt` is read.
+    /// The directory with the pod's service account, of which only `ca.crt` is read; and `token`, if the configuration
+    /// says that apiservers are looked for.
     pub service_account: PathBuf,
     /// CPUs that this process may use: affinity and cgroup quota, the quota rounded up.
     pub cpus: NonZeroUsize,

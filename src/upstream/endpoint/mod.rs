@@ -7,6 +7,8 @@
 //! failure, so that an endpoint that keeps failing and recovering does not cost a request each time. After a minute
 //! without a failure the count starts again.
 
+mod balance;
+mod discovered;
 mod failures;
 
 use std::{
@@ -33,6 +35,9 @@ use crate::{
     text::error_chain,
     upstream::{UpstreamError, lock},
 };
+pub(super) use balance::LeavingConnection;
+use discovered::Discovery;
+pub use discovered::DiscoveryReport;
 use failures::{FailedDials, FailureLine};
 
 /// All addresses of one apiserver.
@@ -42,8 +47,7 @@ pub struct Endpoints {
     cluster: Option<String>,
     host: String,
     port: u16,
-    /// The addresses were configured, or the host is an address: no name is looked up.
-    is_fixed: bool,
+    source: AddressSource,
     list: ArcSwap<Vec<Arc<Endpoint>>>,
     /// Where the next [`Endpoints::pick`] starts, so that equal endpoints take turns.
     start: AtomicUsize,
@@ -51,6 +55,17 @@ pub struct Endpoints {
     ejection_update: Mutex<()>,
     /// Wakes the prober early.
     probe_requests: Notify,
+}
+
+/// Where the addresses come from.
+#[derive(Debug)]
+enum AddressSource {
+    /// They were configured, or the host is an address.
+    Fixed,
+    /// The host is a name, which is looked up again and again.
+    Name,
+    /// The cluster itself names them.
+    Cluster(Discovery),
 }
 
 /// The state of one endpoint, for metrics and the status page.
@@ -102,22 +117,26 @@ impl Endpoints {
     pub fn new(host: &str, port: u16) -> Self {
         let literal = host.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port));
         let addresses: Vec<_> = literal.into_iter().collect();
-        Self::with(host, port, !addresses.is_empty(), &addresses)
+        let source = match addresses.is_empty() {
+            true => AddressSource::Name,
+            false => AddressSource::Fixed,
+        };
+        Self::with(host, port, source, &addresses)
     }
 
     /// Endpoints at these addresses and no others; `host` is not looked up.
     #[must_use]
     pub fn fixed(host: &str, port: u16, addresses: &[SocketAddr]) -> Self {
-        Self::with(host, port, true, addresses)
+        Self::with(host, port, AddressSource::Fixed, addresses)
     }
 
-    fn with(host: &str, port: u16, is_fixed: bool, addresses: &[SocketAddr]) -> Self {
+    fn with(host: &str, port: u16, source: AddressSource, addresses: &[SocketAddr]) -> Self {
         let endpoints = addresses.iter().map(|address| UpstreamAddr(*address));
         Self {
             cluster: None,
             host: host.to_owned(),
             port,
-            is_fixed,
+            source,
             list: ArcSwap::from_pointee(
                 endpoints
                     .map(|address| Arc::new(Endpoint::new(address)))
@@ -158,7 +177,7 @@ impl Endpoints {
     }
 
     /// The endpoints to try for one new connection, best first, at most three. Unhealthy ones come last;
-    /// otherwise the one with the fewest connections comes first, and equal ones take turns.
+    /// otherwise the one with the fewest leases comes first, and equal ones take turns.
     pub(super) fn pick(&self) -> Vec<Arc<Endpoint>> {
         let list = self.list.load();
         if let [only] = list.as_slice() {
@@ -171,12 +190,12 @@ impl Endpoints {
             .map(|endpoint| {
                 (
                     endpoint.state() == Health::Unhealthy,
-                    endpoint.connections(),
+                    endpoint.leases(),
                     Arc::clone(endpoint),
                 )
             })
             .collect();
-        ranked.sort_by_key(|(is_unhealthy, connections, _)| (*is_unhealthy, *connections));
+        ranked.sort_by_key(|(is_unhealthy, leases, _)| (*is_unhealthy, *leases));
         ranked.truncate(MAX_TRIES);
         ranked
             .into_iter()
@@ -303,9 +322,16 @@ impl Endpoints {
     ///
     /// When the lookup fails or finds no address; the addresses known so far are kept.
     pub async fn resolve(&self) -> io::Result<()> {
-        if self.is_fixed {
+        if !matches!(self.source, AddressSource::Name) {
             return Ok(());
         }
+        let found = self.look_up().await?;
+        self.publish(&found);
+        Ok(())
+    }
+
+    /// The addresses of the host, at least one.
+    async fn look_up(&self) -> io::Result<Vec<UpstreamAddr>> {
         let mut found: Vec<_> = tokio::net::lookup_host((self.host.as_str(), self.port))
             .await?
             .map(UpstreamAddr)
@@ -318,19 +344,18 @@ impl Endpoints {
         }
         found.sort_unstable_by_key(|address| address.0);
         found.dedup();
-        self.publish(&found);
-        Ok(())
+        Ok(found)
     }
 
-    /// Replaces the addresses. Those that stay keep their health.
-    fn publish(&self, found: &[UpstreamAddr]) {
+    /// Replaces the addresses. Those that stay keep their health. Returns whether they have changed.
+    fn publish(&self, found: &[UpstreamAddr]) -> bool {
         let old = self.list.load();
         if old
             .iter()
             .map(|known| known.address())
             .eq(found.iter().copied())
         {
-            return;
+            return false;
         }
         let list = found.iter().map(|address| {
             let known = old.iter().find(|known| known.address() == *address);
@@ -346,12 +371,13 @@ impl Endpoints {
             addresses = addresses.join(", "),
             "upstream addresses changed"
         );
+        true
     }
 
     /// Resolves the name every `interval` until all other handles of the endpoints are dropped; more often
-    /// while no address is known. Returns at once if the addresses are fixed.
+    /// while no address is known. Returns at once if there is no name to look up.
     pub async fn keep_resolved(self: Arc<Self>, interval: impl Fn() -> Duration) {
-        if self.is_fixed {
+        if !matches!(self.source, AddressSource::Name) {
             return;
         }
         let endpoints = Arc::downgrade(&self);
@@ -386,6 +412,10 @@ pub(super) struct Endpoint {
     address: UpstreamAddr,
     /// Connections to it, of all workers.
     connections: AtomicUsize,
+    /// Those of them that only finish their streams, because their lease has moved.
+    leaving: AtomicUsize,
+    /// How many leases may move to other endpoints now.
+    surplus: AtomicUsize,
     /// It is unhealthy and another endpoint is healthy: no new request goes to it, not even on a
     /// connection that exists.
     ejected: AtomicBool,
@@ -417,6 +447,8 @@ impl Endpoint {
         Self {
             address,
             connections: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
+            surplus: AtomicUsize::new(0),
             ejected: AtomicBool::new(false),
             record: Mutex::new(HealthRecord {
                 state: Health::Unknown,
@@ -534,7 +566,7 @@ impl Drop for CountedConnection {
 }
 
 /// The same time, changed by up to a fifth, so that many proxies do not return to an apiserver at once.
-fn with_jitter(time: Duration) -> Duration {
+pub(super) fn with_jitter(time: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 401;
     time * u32::try_from(800 + random).unwrap_or(1000) / 1000
 }

@@ -22,6 +22,7 @@ mod audit;
 mod certificates;
 mod check;
 mod copy;
+mod discovery;
 mod exec;
 mod fixture;
 mod forward;

@@ -296,6 +296,11 @@ const EXCEPTIONS: &[Exception] = &[
         reason: "it has flags for a cluster of its own",
     },
     Exception {
+        case: "discovery",
+        ways: NOT_TOKEN,
+        reason: "it has a proxy of its own, and no client",
+    },
+    Exception {
         case: "guides",
         ways: NOT_TOKEN,
         reason: "the guides are the same in every way, and it has proxies of its own",
@@ -309,6 +314,11 @@ const EXCEPTIONS: &[Exception] = &[
         case: "informers::informers_resume_when_the_proxy_stops_24_times",
         ways: PASSTHROUGH,
         reason: "the proxy cannot tell a client to move whose requests it does not see",
+    },
+    Exception {
+        case: "informers::restarted_apiserver_gets_its_share_of_informers",
+        ways: PASSTHROUGH,
+        reason: "a connection that is passed stays with its apiserver",
     },
     Exception {
         case: "informers::watches_resume_when_one_of_two_apiservers_is_killed",

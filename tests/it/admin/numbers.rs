@@ -2,12 +2,12 @@
 
 use std::{future::pending, time::Duration};
 
-use http::Request;
+use http::{Request, Response};
 use kube_tls_proxy::{
     config::{AcmeConfig, CertificateSource},
     metrics::{FAMILIES, MetricKind, quantile},
 };
-use standin::tcp;
+use standin::{tcp, upstream::full};
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use super::{api, scrape, wait_for_numbers};
@@ -219,15 +219,35 @@ async fn handshakes_and_limits_are_counted() {
 #[tokio::test]
 async fn exposition_matches_the_metrics_reference() {
     let world = World::new();
-    let upstream = world.apiserver().http(api).start().await;
-    // With client certificates, access rules and ACME, whose families other proxies leave out.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let slices = format!(
+        r#"{{"metadata": {{"resourceVersion": "1"}}, "items": [{{"addressType": "IPv4", "ports": [{{"port": {}}}],
+           "endpoints": [{{"addresses": ["127.0.0.1"]}}]}}]}}"#,
+        listener.local_addr().unwrap().port()
+    );
+    let respond = move |request: Request<_>| {
+        let slices = slices.clone();
+        async move {
+            let is_list = request.uri().query() == Some("fieldSelector=metadata.name%3Dkubernetes");
+            match is_list {
+                true => Response::new(full(slices)),
+                false => api(request).await,
+            }
+        }
+    };
+    let upstream = world.apiserver().http(respond).serve(listener);
+    // With discovery, client certificates, access rules and ACME, whose families other proxies leave out.
     let cas = Authorities::new();
     let mut section = cas.section(&world);
     let in_an_hour = std::time::SystemTime::now() + Duration::from_secs(3600);
     let list = cas.users.revocation_list(&[7], in_an_hour);
     section.crl = Some(world.dir.write("users.crl", list));
     let proxy = world.proxy(upstream.address()).admin();
-    let proxy = proxy.cluster(|cluster| cluster.client_certificates = Some(section));
+    let token = world.dir.write("pod-token", "token");
+    let proxy = proxy.cluster(|cluster| {
+        cluster.client_certificates = Some(section);
+        cluster.discovery = Some(token);
+    });
     let mut proxy = with_rules(proxy, "  - deny: {verbs: [create]}\n  - allow: {}");
     let acme = AcmeConfig {
         names: vec!["acme.test".into()],

@@ -79,6 +79,24 @@
     {{- end -}}
   {{- end -}}
 {{- end -}}
+{{- range (.Values.config | default dict).clusters -}}
+  {{- if and (kindIs "map" .inCluster) (not $.Values.discovery.enabled) -}}
+    {{- fail (printf "config.clusters: the cluster %s has keys in `inCluster`; write `inCluster: true`, and set discovery.enabled, which adds the token and the Role, too" .name) -}}
+  {{- end -}}
+{{- end -}}
+{{- if .Values.discovery.enabled -}}
+  {{- if not (include "kube-tls-proxy.serviceAccount" .) -}}{{- fail "discovery: the service account `default` is for every pod of the namespace; set serviceAccount.create, or name another one in serviceAccount.name" -}}{{- end -}}
+  {{- $here := not (.Values.config | default dict).clusters -}}
+  {{- range (.Values.config | default dict).clusters -}}{{- if .inCluster -}}{{- $here = true -}}{{- end -}}{{- end -}}
+  {{- if not $here -}}{{- fail "discovery: no cluster in config.clusters has `inCluster: true`; add it to the cluster that the pods run in, or set discovery.enabled to false" -}}{{- end -}}
+  {{- $names := .Values.extraArgs -}}
+  {{- range .Values.extraEnv -}}{{- $names = append $names (.name | replace "KUBE_TLS_PROXY_" "--" | replace "_" "-" | lower) -}}{{- end -}}
+  {{- range $names -}}
+    {{- if and (not ($.Values.config | default dict).clusters) (regexMatch "^--(upstream|kubeconfig|context|host)" .) -}}
+      {{- fail (printf "discovery: %s does not go together with it; write the cluster into config.clusters, such as [{name: here, inCluster: true, hosts: [kube.example.com]}]" (splitList "=" . | first)) -}}
+    {{- end -}}
+  {{- end -}}
+{{- end -}}
 {{- with .Values.service -}}
   {{- if and .nodePort (eq .type "ClusterIP") -}}{{- fail "service.nodePort: a Service of the type ClusterIP has none; set service.type to NodePort or LoadBalancer" -}}{{- end -}}
   {{- range $key := list "loadBalancerIP" "loadBalancerClass" "loadBalancerSourceRanges" -}}

@@ -8,6 +8,12 @@
   {{- $address := ternary "[::]:8443" "0.0.0.0:8443" .Values.ipv6 -}}
   {{- $_ := set $file "listen" (list (set $lists "address" $address)) -}}
 {{- end -}}
+{{- if .Values.discovery.enabled -}}
+  {{- if not $file.clusters -}}{{- $_ := set $file "clusters" (list (dict "name" "in-cluster" "inCluster" true)) -}}{{- end -}}
+  {{- range $file.clusters -}}
+    {{- if .inCluster -}}{{- $_ := set . "inCluster" (dict "discover" "endpoints") -}}{{- end -}}
+  {{- end -}}
+{{- end -}}
 {{- with .Values.clientCertificates -}}
 {{- if or .frontProxy.secret .impersonate.enabled -}}
   {{- $folder := "/etc/kube-tls-proxy/client-certificates" -}}
