@@ -1,5 +1,5 @@
-//! A small HTTP/1.1 server without TLS, for the admin port and for the challenges of a CA: short responses, on a bounded
-//! number of connections.
+//! A small HTTP/1.1 server without TLS, for the admin port and for the challenges of a CA: short responses, on a
+//! bounded number of connections.
 
 use std::{collections::VecDeque, convert::Infallible, io, sync::Arc, time::Duration};
 

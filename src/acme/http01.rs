@@ -24,7 +24,7 @@ use crate::{
 /// The challenges that wait for the CA, and the ports on which it asks. Empty, except while an order is in progress.
 #[derive(Debug, Default)]
 pub(super) struct Http01Answers {
-    /// What the CA wants to read, by token.
+    /// The key authorizations that the CA reads, by token.
     by_token: Mutex<HashMap<String, String>>,
     /// Certificates may share a port.
     ports: sync::Mutex<HashMap<SocketAddr, KnownPort>>,
@@ -113,7 +113,7 @@ impl Http01Answers {
         let by_token = by_token.unwrap_or_else(PoisonError::into_inner);
         match token.filter(|_| is_read).and_then(|it| by_token.get(it)) {
             Some(key_authorization) => {
-                debug!("challenge of a CA answered");
+                debug!("ACME challenge served");
                 typed("application/octet-stream", key_authorization.clone())
             }
             None => text(StatusCode::NOT_FOUND, NOT_FOUND),
@@ -155,7 +155,8 @@ pub(crate) fn check(address: SocketAddr) -> Result<(), Http01PortError> {
 }
 
 const CHALLENGE_PATH: &str = "/.well-known/acme-challenge/";
-const NOT_FOUND: &str = "not found; this port only answers challenges of a CA (ACME), clients of kube-tls-proxy use https\n";
+const NOT_FOUND: &str =
+    "not found: this port serves only ACME challenges; use https for kube-tls-proxy\n";
 /// A CA connects from a few addresses at once, once per name. The connections are part of the reserve of open files
 /// (`config::capacity`).
 const PORT: PlainPort = PlainPort {

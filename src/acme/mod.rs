@@ -83,7 +83,7 @@ impl AcmeUpkeep {
         })
     }
 
-    /// What has happened to each certificate.
+    /// The report about each certificate.
     #[must_use]
     pub fn reports(&self) -> Arc<AcmeReports> {
         Arc::clone(&self.reports)
@@ -188,7 +188,7 @@ impl Renewal {
                 Err(error) => {
                     let error = error_chain(&error).to_string();
                     if error != last {
-                        warn!(error, "waiting for the ACME store");
+                        warn!(error, "cannot open the ACME store; retrying");
                         self.reports.note(&self.config, |report| {
                             report.failure = Some(error.clone());
                         });
@@ -270,7 +270,7 @@ impl Renewal {
                 }
                 Err(error) => {
                     let error = log_text(&error_chain(&error).to_string());
-                    debug!(error, "the CA suggests no time for the renewal");
+                    debug!(error, "could not get a renewal time from the CA");
                     MAX_SLEEP
                 }
             };

@@ -258,8 +258,8 @@ impl<'a> Orders<'a> {
         }
     }
 
-    /// Answers the challenge of each name that the CA has not validated lately, and tells the CA. Only one kind is
-    /// tried: an attempt that fails costs one of few that a CA allows per hour.
+    /// Answers the challenge of each name without a recent validation, and tells the CA. Tries only one kind of
+    /// challenge, because a CA allows few failed attempts per hour.
     async fn answer_challenges(
         &self,
         order: &mut Order,

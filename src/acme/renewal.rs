@@ -20,7 +20,8 @@ pub(super) fn due(
         let width = end.duration_since(start).ok()?;
         start.checked_add(width.mul_f64(fraction))
     });
-    // A CA that errs, or a clock that is wrong, causes neither one order after the other, nor an expired certificate.
+    // If the CA suggests a wrong time, or the clock is wrong, these bounds prevent repeated orders and an expired
+    // certificate.
     let earliest = issued.max(leaf.not_before) + lifetime.mul_f64(EARLIEST);
     suggested
         .unwrap_or_else(|| at(DUE - fraction * SPREAD))

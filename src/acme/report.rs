@@ -1,4 +1,4 @@
-//! What has happened to the certificates of ACME, for health, metrics and the status page.
+//! Reports about the ACME certificates, for health, metrics and the status page.
 
 use std::{
     collections::BTreeMap,
@@ -9,7 +9,7 @@ use std::{
 
 use crate::config::AcmeConfig;
 
-/// What has happened to one certificate.
+/// The report about one certificate.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AcmeReport {
     /// Its names.

@@ -33,7 +33,7 @@ pub enum StoreError {
     },
     /// The folder cannot be made or written.
     #[error(
-        "cannot {doing} {}; give a folder that this user may write as `store` (--acme-store)",
+        "cannot {doing} {}; set `store` (--acme-store) to a folder that this user may write",
         quote::path(path)
     )]
     Write {

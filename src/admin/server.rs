@@ -24,8 +24,8 @@ struct Site {
     history: History,
 }
 
-/// Accepts and serves connections until the drain begins. Clients that send nothing do not keep probes out; otherwise the
-/// kubelet would restart the process.
+/// Accepts and serves connections until the drain begins. Clients that send nothing do not keep probes out; otherwise
+/// the kubelet would restart the process.
 pub(super) async fn serve(socket: TcpListener, sources: Sources, drain: Drain) {
     let site = Arc::new(Site {
         sources,

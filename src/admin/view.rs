@@ -75,7 +75,8 @@ struct CertificateView {
 struct ClusterView {
     name: String,
     url: String,
-    /// The outbound proxy on the way to it, without credentials; `null`: none. The endpoints are then those of this proxy.
+    /// The outbound proxy on the way to it, without credentials; `null`: none. The endpoints are then those of this
+    /// proxy.
     outbound_proxy: Option<String>,
     hosts: Vec<String>,
     /// Whether its connections are passed through, so that it has tunnels and no requests.
@@ -112,7 +113,7 @@ struct DiscoveryView {
     failure: Option<String>,
 }
 
-/// The certificates of a cluster that authenticates users by theirs.
+/// The certificates of a cluster that authenticates users by client certificate.
 #[derive(Debug, Serialize)]
 struct ClientCertificatesView {
     /// `null`: the proxy names users with a token that may impersonate them.

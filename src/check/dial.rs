@@ -42,7 +42,7 @@ struct NegotiatedTls {
 /// The step that failed, and how.
 struct FailedStep {
     step: Check,
-    /// Whether clients of other kinds accept what this check cannot.
+    /// Whether this is only a warning, because other kinds of clients accept what this check rejects.
     is_warning: bool,
     message: Message,
 }

@@ -305,7 +305,7 @@ fn check_acceptance(
                 match file {
                     Some(file) => format!("the certificate is self-signed and not in {file}"),
                     None => {
-                        "the certificate is self-signed, so only clients that trust it itself accept it"
+                        "the certificate is self-signed, so only clients that trust this very certificate accept it"
                             .to_owned()
                     }
                 },

@@ -68,7 +68,7 @@ pub struct AcmeConfig {
     pub directory_ca: Option<PathBuf>,
     /// The account at the CA that the ACME account belongs to.
     pub external_account: Option<ExternalAccount>,
-    /// Where the CA validates names over HTTP (`http-01`); `None` if it does on the port for clients (`tls-alpn-01`).
+    /// Where the CA validates names over HTTP (`http-01`); `None`: over TLS on the port for clients (`tls-alpn-01`).
     pub http01_listen: Option<SocketAddr>,
     /// The kind of certificate, for a CA that offers several.
     pub profile: Option<String>,
@@ -143,7 +143,8 @@ pub(super) struct AcmeEntry {
     directory_ca: Option<Parsed<FilePath>>,
     /// The account at the CA that new ACME accounts must be bound to, if it asks for one.
     eab: Option<ExternalAccountEntry>,
-    /// ADDRESS:PORT, or :PORT: where the CA validates names over HTTP, in place of port 443. The CA connects to port 80.
+    /// ADDRESS:PORT, or :PORT: where the CA validates names over HTTP, in place of port 443. The CA connects to port
+    /// 80.
     #[serde(rename = "http01Listen")]
     #[schemars(with = "Option<String>")]
     http01_listen: Option<Spanned<Parsed<ListenAddr>>>,
@@ -445,15 +446,14 @@ const DEFAULT_STORE: &str = "/var/lib/kube-tls-proxy";
 const MAX_NAMES: usize = 100;
 const MAX_TEXT: usize = 254;
 const WILDCARD: &str = "a certificate by ACME has no wildcard here, because that needs a record in DNS; name each host, or let cert-manager or certbot write `certificate` and `key`";
-const TOO_MANY_NAMES: &str =
-    "a certificate has at most 100 names; write a second one, with its own `store`";
+const TOO_MANY_NAMES: &str = "a certificate has at most 100 names; move the rest to a second certificate with its own `store`";
 const NO_NAMES: &str =
     "`domains` is an empty list; add the host name that clients use, such as kube.example.com";
 const NOT_AN_EMAIL: &str = "the value is not one email address; write it as name@example.com";
 const NOT_A_DIRECTORY: &str = "the value is not the URL of an ACME directory; write https://HOST[:PORT]/PATH, without user name and password";
-const NO_PORT: &str = "the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to";
+const NO_PORT: &str =
+    "the port is 0, so the CA cannot reach it; write :80, or the port that port 80 is forwarded to";
 const NOT_A_PROFILE: &str = "the value is not the name of a profile; write one that the CA offers, such as shortlived, with letters, digits, `-`, `_` and `.`";
 const NOT_A_KEY_ID: &str = "the value is not a key identifier; copy the one that the CA gave for external account binding, without spaces";
-const TWO_SOURCES: &str =
-    "`acme` excludes `certificate` and `key`; write two items, each after its own dash";
+const TWO_SOURCES: &str = "`acme` cannot be in one item with `certificate` and `key`; write two items, each after its own dash";
 const SAME_STORE: &str = "another certificate has the same `store`, and one would replace the other; give each its own folder, or put all `domains` into one";

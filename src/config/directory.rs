@@ -1,7 +1,7 @@
 //! Clusters from a directory: each kubeconfig in it is a cluster, whose name is that of its file.
 //!
 //! An error in one file is about that cluster alone, so it is not a [`ConfigError`] but an [`UnusableCluster`]. An
-//! error about the directory itself is one of the configuration: a directory that cannot be read is not an empty one.
+//! error about the directory itself is a [`ConfigError`]: an unreadable directory is not an empty one.
 
 use std::{
     fs, io,
@@ -36,12 +36,12 @@ pub struct ClusterDirectory {
 }
 
 impl ClusterDirectory {
-    /// What a reload has to look at: a change of the directory, and of its files.
+    /// The paths whose changes cause a reload: the directory and its files.
     pub(super) fn sources(&self) -> impl Iterator<Item = PathBuf> {
         [&self.path].into_iter().chain(&self.files).cloned()
     }
 
-    /// What works but needs attention.
+    /// Warnings about a directory that works but needs attention.
     pub(super) fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         if self.files.is_empty() {
@@ -305,7 +305,7 @@ fn prefix_of(template: &str, name: &str) -> Option<PublicPrefix> {
     template.replace(NAME, name).parse().ok()
 }
 
-/// What a directory of clusters holds, in order.
+/// The content of a directory of clusters, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     /// The files that are read.
@@ -347,7 +347,7 @@ fn is_kubeconfig(file: &Path) -> bool {
     }
 }
 
-/// What stands for the name of the cluster in a template.
+/// The placeholder for the cluster name in a template.
 const NAME: &str = "{name}";
 const EXTENSIONS: [&str; 6] = ["conf", "config", "json", "kubeconfig", "yaml", "yml"];
 /// As many clusters have metrics of their own.

@@ -273,7 +273,7 @@ pub enum SettingError {
     )]
     ManyClusterFiles { path: PathBuf, max: usize },
     #[error(
-        "the name of the file cannot be that of a cluster; use letters, digits and `-`, as in prod-eu.yaml"
+        "the file name is not a valid cluster name; use letters, digits and `-`, as in prod-eu.yaml"
     )]
     ClusterFileName,
     #[error(

@@ -342,7 +342,7 @@ enum HandshakeError {
         server_name: Option<Option<String>>,
     },
     /// Another client needed the place of the connection.
-    #[error("closed because its client has the most connections and another client needs a place")]
+    #[error("closed to admit another client, because its client has the most connections")]
     Closed,
     /// A load balancer sent no valid PROXY header, or another peer sent one.
     #[error(transparent)]
@@ -493,8 +493,8 @@ async fn handshake(
             |connection: &mut ServerConnection| connection.set_buffer_limit(Some(MAX_TLS_BUFFER));
         // In the future, because this call already exchanges keys and signs, which takes most of the time.
         let handshake = async { hello.into_stream_with(config, limit_buffer).await };
-        // On the heap, because `run` holds it twice. A future of 8 KiB would also cost each HTTP/2 connection a page: the
-        // allocator gives its memory to the read buffer of h2, and a silent client uses half of that buffer.
+        // On the heap, because `run` holds it twice. A future of 8 KiB would also cost each HTTP/2 connection a page:
+        // the allocator gives its memory to the read buffer of h2, and a silent client uses half of that buffer.
         let stream = context.client_turns().run(Box::pin(handshake)).await?;
         let stream = Box::new(stream);
         Ok(if is_challenge {

@@ -177,7 +177,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     }
 }
 
-/// The most bytes that are read of a `ClientHello`, with its record headers. Clients send 200 to 2,000.
+/// The maximum bytes that the proxy reads of a `ClientHello`, record headers included. Clients send 200 to 2,000.
 pub(super) const MAX_HELLO: usize = 16 * 1024;
 /// The type of a TLS record with a handshake message.
 const HANDSHAKE: u8 = 22;

@@ -282,8 +282,8 @@ impl Listener {
         }
     }
 
-    /// Closes the socket; returns the connections in its queue, which the kernel would reset. Those of a socket
-    /// that outlives this process stay there.
+    /// Closes the socket; returns the connections in its queue, which the kernel would reset. A socket
+    /// that outlives this process keeps its queue.
     fn close(self, judge: impl Fn(PeerAddr) -> Admission) -> Vec<Accepted> {
         let mut backlog = Vec::new();
         // Directly, because the runtime learns of a connection only when it next polls the kernel.

@@ -84,7 +84,7 @@ impl Identity {
                 is_self_signed: true,
                 ..
             } => Some(format!(
-                "the certificate for {names} is self-signed, so only clients that trust it itself accept it; use a certificate from a CA"
+                "the certificate for {names} is self-signed, so only clients that trust this very certificate accept it; use a certificate from a CA"
             )),
             Acceptance::NoPath {
                 issuer,

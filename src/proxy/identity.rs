@@ -93,7 +93,7 @@ impl ClientCertificates {
         }
     }
 
-    /// Says what a 401 means to a user whom the proxy has verified: the apiserver does not believe the proxy.
+    /// Tells a user whom the proxy has verified that the apiserver does not accept the proxy's credential.
     pub(super) fn answered<B>(
         &self,
         downstream: &ClientConnection,
@@ -172,7 +172,7 @@ impl ProxyCredential {
 /// The owner of a client certificate that was verified.
 #[derive(Debug)]
 pub(super) struct CertificateUser {
-    /// What the apiserver is told.
+    /// The fields that name the user to the apiserver.
     pub(super) fields: RemoteUser,
     subject: CertificateSubject,
 }
@@ -428,7 +428,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     }
 }
 
-const FRONT_PROXY_REFUSED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; its operator can fix that, and a token works";
-const TOKEN_REFUSED: &str = "the apiserver does not accept the impersonation token of this proxy; its operator can fix that, and a token of your own works";
+const FRONT_PROXY_REFUSED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; ask its operator to fix that, or log in with a token";
+const TOKEN_REFUSED: &str = "the apiserver does not accept the impersonation token of this proxy; ask its operator to fix that, or log in with a token of your own";
 /// A verdict is made again after this time, because the clock may have been corrected.
 const MAX_VERDICT_AGE: Duration = Duration::from_secs(30);

@@ -19,7 +19,7 @@ use crate::{
     text::list_items,
 };
 
-/// What the published kubeconfig of a cluster has, whatever the host is.
+/// The parts of a cluster's published kubeconfig that are the same for every host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishedKubeconfig {
     user: Value,

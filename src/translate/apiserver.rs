@@ -1,8 +1,8 @@
 //! Finds out which apiserver a backend leads to, and refuses a backend that is none.
 //!
 //! The apiserver of the cluster is the Service `kubernetes` in `default`. Another Service may be an apiserver too (a
-//! virtual cluster, a hosted control plane): its port must be one of an apiserver, and `draft.rs` asks for its CA, or with
-//! passthrough for port 6443.
+//! virtual cluster, a hosted control plane): its port must be one of an apiserver, and `draft.rs` asks for its CA, or
+//! with passthrough for port 6443.
 
 use super::{
     Manifests,

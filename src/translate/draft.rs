@@ -1,6 +1,6 @@
-//! The configuration while it is made: clusters, certificates and limits, each with the field that it comes from.
+//! The configuration under construction: clusters, certificates and limits, each with the field that it comes from.
 //!
-//! What restricts clients is never dropped: where it cannot be written down it is an error, not a remark.
+//! A field that restricts clients is never dropped: without a translation it is an error, not a remark.
 
 use std::collections::BTreeMap;
 
@@ -329,11 +329,12 @@ impl<'a> Draft<'a> {
         let Some(place) = &cluster.place else {
             return Err(cluster.field.error("no backend leads to an apiserver; add one, such as the Service `kubernetes` in `default`"));
         };
-        // The CA shows that another Service is an apiserver. With passthrough the client verifies, so only the port can.
+        // The CA shows that another Service is an apiserver. With passthrough the client verifies, so only the port
+        // can.
         if let ApiserverPlace::Host { port, .. } = place {
             let field = cluster.backend.as_ref().unwrap_or(&cluster.field);
             if cluster.passthrough && *port != 6443 {
-                return Err(field.error(format!("this Service is not the apiserver of this cluster, and only port 6443 would show that it is another one, not {port}; if it is, write a cluster with `passthrough` by hand as docs/configuration.md says, else leave the object with its ingress")));
+                return Err(field.error(format!("this Service may not be an apiserver: it is not the one of this cluster, and its port is {port}, not 6443; if it is an apiserver, write a cluster with `passthrough` by hand as docs/configuration.md says, else leave the object with its ingress")));
             }
             if !cluster.passthrough && cluster.ca.as_ref().is_none_or(PemSource::is_own_ca) {
                 return Err(field.error("this Service is not the apiserver of this cluster, and no CA verifies it; if it is another apiserver, name the Secret or ConfigMap with its CA as docs/configuration.md says, else leave the object with its ingress"));

@@ -277,7 +277,7 @@ fn protocol(field: &ManifestField<'_>) -> Result<(), ConfigError> {
 
 fn verify_client(field: &ManifestField<'_>) -> Result<(), ConfigError> {
     match field.text()? {
-        "on" => field.mark(NotPossible, "a client may always come without a certificate, and then needs a token; a rule `allow: {credentials: [certificate]}` in `access` admits only certificates"),
+        "on" => field.mark(NotPossible, "the client certificate is always optional, and a client without one needs a token; a rule `allow: {credentials: [certificate]}` in `access` admits only certificates"),
         "optional" => field.used("`clientCertificates`"),
         "off" => field.mark(NotNeeded, "without `auth-tls-secret` no certificate is asked for"),
         "optional_no_ca" => {
@@ -310,7 +310,7 @@ fn seconds(field: &ManifestField<'_>) -> Result<u64, ConfigError> {
     let time = duration(text).ok().filter(whole).ok_or_else(|| {
         let text = quote::value(text);
         field.error(format!(
-            "`{text}` is not a time of a second or more; write one such as 10s or 1m"
+            "`{text}` is not a whole number of seconds from 1s; write a time such as 10s or 1m"
         ))
     })?;
     Ok(time.as_secs())

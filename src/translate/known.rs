@@ -10,7 +10,7 @@ use super::{
 /// A verdict and its reason.
 pub(super) type KnownField = (FieldVerdict, &'static str);
 
-/// The verdict on a whole object of a kind that no configuration comes from; `None` for a kind whose fields count.
+/// The verdict on a whole object whose kind is not translated; `None` if its fields have verdicts of their own.
 pub(super) fn object(group: &str, kind: &str) -> Option<KnownField> {
     if kind.ends_with("List") {
         return None;
@@ -207,8 +207,7 @@ const ADDRESSES: &str =
     "addresses are not read; write those of the apiserver as `addresses` of `upstream`";
 const IDENTITY: &str = "says what the object is";
 pub(super) const CONTROLLER: &str = "it names the controller, which the proxy replaces";
-pub(super) const NO_TIMEOUT: &str =
-    "a request may take as long as it takes, or every watch and `kubectl logs --follow` would end";
+pub(super) const NO_TIMEOUT: &str = "the proxy limits no request as a whole, because that would end every watch and `kubectl logs --follow`";
 pub(super) const PROBES: &str = "the proxy probes /readyz of each apiserver";
 pub(super) const RETRIES: &str =
     "the proxy sends a request again only if it provably was not processed";
@@ -225,7 +224,7 @@ pub(super) const WEBSOCKETS: &str =
     "exec, attach, cp and port-forward always pass, over WebSocket and over SPDY";
 pub(super) const TOO_MANY: &str = "the response is 429 with `Retry-After`, which client-go obeys";
 pub(super) const NO_CERTIFICATE: &str =
-    "a client may always come without a certificate, and then needs a token";
+    "the client certificate is always optional; a client without one needs a token";
 pub(super) const STATUS: &str = "the controller wrote it";
 pub(super) const MIRROR: &str =
     "a copy of a request would carry its token to another service; remove the field";

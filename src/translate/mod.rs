@@ -1,7 +1,7 @@
 //! Translates the manifests of an ingress into a configuration file: `HTTPProxy`, Ingress and the Gateway API.
 //!
-//! Every field of every object is accounted for (`object.rs`). What restricts clients is translated or is an error; the
-//! apiserver is always verified, whatever the manifests say.
+//! Every field of every object is accounted for (`object.rs`). A field that restricts clients is translated or is an
+//! error; the apiserver is always verified, whatever the manifests say.
 
 mod annotations;
 mod apiserver;
@@ -156,7 +156,7 @@ impl Manifests {
         objects.find(|object| object.namespace == namespace && object.name == name)
     }
 
-    /// As [`Self::find`], for a Gateway or a set of listeners; such sets were in another group at first.
+    /// Like [`Self::find`], for a Gateway or a `ListenerSet`, which had another API group at first.
     fn find_gateway(&self, kind: &str, namespace: &str, name: &str) -> Option<&ManifestObject> {
         let mut objects = self.objects.iter();
         objects.find(|object| {

@@ -19,7 +19,7 @@ pub(super) struct ManifestNode {
     pub(super) value: NodeValue,
 }
 
-/// What a document has at one place.
+/// The content of a document at one position.
 #[derive(Debug)]
 pub(super) enum NodeValue {
     Null,

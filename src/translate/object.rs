@@ -16,7 +16,7 @@ use crate::{
     text::escape,
 };
 
-/// What became of a field.
+/// The outcome for a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FieldVerdict {
     /// The configuration has it.
@@ -51,7 +51,7 @@ pub struct FieldReport {
     pub object: String,
     /// The path of the field in the object.
     pub field: String,
-    /// What became of it.
+    /// Its outcome.
     pub verdict: FieldVerdict,
     /// Why, and what to do.
     pub reason: String,

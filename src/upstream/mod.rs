@@ -152,8 +152,8 @@ impl Cluster {
         &self.path_prefix
     }
 
-    /// An error of a dial with its causes, for the health of an endpoint. Beyond an outbound proxy the address is not that
-    /// of an apiserver, so the text names the proxy.
+    /// An error of a dial with its causes, for the health of an endpoint. Beyond an outbound proxy the address is not
+    /// that of an apiserver, so the text names the proxy.
     fn describe(&self, error: &UpstreamError) -> String {
         let chain = error_chain(error);
         match &self.outbound {

@@ -1,5 +1,5 @@
-//! Connects to an apiserver through an outbound proxy: with CONNECT of HTTP/1.1 (RFC 9110 §9.3.6), perhaps in TLS, or with
-//! SOCKS 5 (RFC 1928 and 1929).
+//! Connects to an apiserver through an outbound proxy: with CONNECT of HTTP/1.1 (RFC 9110 §9.3.6), perhaps in TLS, or
+//! with SOCKS 5 (RFC 1928 and 1929).
 //!
 //! The proxy gets host and port of the apiserver, resolves the name, and then carries bytes. TLS with the apiserver is
 //! verified inside, as without a proxy. The response of the proxy is bounded in size, and with the dial in time.
@@ -369,8 +369,8 @@ fn socks_reply(bytes: &[u8]) -> Said<u8> {
     Ok((bytes.len() >= length).then_some((0, length)))
 }
 
-/// Fuzz target: the responses of outbound proxies. No parser panics, no response is longer than what was read, and it is
-/// the same response whether more bytes follow or not.
+/// Fuzz target: the responses of outbound proxies. No parser panics, no response is longer than what was read, and it
+/// is the same response whether more bytes follow or not.
 pub(super) fn fuzz(bytes: &[u8]) {
     fn check<T: PartialEq>(parse: fn(&[u8]) -> Said<T>, bytes: &[u8]) {
         if let Ok(Some((said, length))) = parse(bytes) {

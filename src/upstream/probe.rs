@@ -1,4 +1,5 @@
-//! Probes endpoints: each probe asks for `/readyz` on a connection of its own. Without a CA, which only a passthrough cluster can lack, a probe ends in the TLS handshake.
+//! Probes endpoints: each probe asks for `/readyz` on a connection of its own. Without a CA, which only a passthrough
+//! cluster can lack, a probe ends in the TLS handshake.
 //!
 //! A probe asks whether an apiserver answers at this address. A 401 or 403 counts as much as a 200, because
 //! a probe sends no credentials.

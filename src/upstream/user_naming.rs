@@ -21,17 +21,17 @@ use crate::{
     text::WEBSOCKET_TOKEN,
 };
 
-/// How the apiserver of one cluster is told who the user is.
+/// How the proxy tells the apiserver of one cluster who the user is.
 #[derive(Debug, Clone)]
 pub enum UserNaming {
-    /// In `X-Remote-*` fields, on connections with a certificate that it believes.
+    /// In `X-Remote-*` fields, on connections with a front-proxy certificate.
     FrontProxy(Arc<FrontProxy>),
     /// In `Impersonate-*` fields, beside the token that this file has at the time of a request.
     Impersonator(Arc<TokenFile>),
 }
 
 impl UserNaming {
-    /// The right to name the user of one request.
+    /// Returns the credential that lets the proxy name the user of one request.
     ///
     /// # Errors
     ///
@@ -123,7 +123,7 @@ impl RemoteUser {
         })
     }
 
-    /// Writes the user in fields of these names, in place of any others of these names.
+    /// Replaces the fields with these names by those of the user.
     fn write(&self, names: &FieldNames, headers: &mut HeaderMap) {
         headers.insert(&names.user, self.user.clone());
         headers.remove(&names.group);
@@ -185,7 +185,7 @@ impl<'a> UpstreamRequest<'a> {
     }
 
     /// A request of this user, on whose behalf the proxy speaks, to `cluster`. The client's own tokens are removed: an
-    /// apiserver that does not believe the proxy would try them, and no access rule has judged them.
+    /// apiserver that does not accept the proxy's credential would try them, and no access rule has judged them.
     #[must_use]
     pub fn for_user(
         cluster: &'a Cluster,

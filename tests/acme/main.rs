@@ -304,7 +304,7 @@ async fn new_process_takes_the_store_over_with_reuse_port() {
     let mut lines = BufReader::new(new.stderr.take().unwrap()).lines();
     let waits = async {
         while let Some(line) = lines.next_line().await.unwrap() {
-            if line.contains("waiting for the ACME store") {
+            if line.contains("cannot open the ACME store; retrying") {
                 return;
             }
         }

@@ -232,7 +232,7 @@ async fn private_ca_is_a_warning() {
             0,
             '!',
             "trust",
-            "the certificate is self-signed, so only clients that trust it itself accept it",
+            "the certificate is self-signed, so only clients that trust this very certificate accept it",
             "use a certificate from a CA",
         );
 }

@@ -294,7 +294,7 @@ fn bad_config_files() {
         ),
         (
             "certificates: [{acme: {domains: [a.test], http01Listen: ':0'}}]\n",
-            "config file DIR/proxy.yaml, line 1, column 57: the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to",
+            "config file DIR/proxy.yaml, line 1, column 57: the port is 0, so the CA cannot reach it; write :80, or the port that port 80 is forwarded to",
         ),
         (
             "certificates: [{acme: {domains: [a.test], eab: {kid: 'a b', keyFile: k}}}]\n",
@@ -302,7 +302,7 @@ fn bad_config_files() {
         ),
         (
             "certificates: [{certificate: a, key: b, acme: {domains: [a.test]}}]\n",
-            "config file DIR/proxy.yaml, line 1, column 16: `acme` excludes `certificate` and `key`; write two items, each after its own dash",
+            "config file DIR/proxy.yaml, line 1, column 16: `acme` cannot be in one item with `certificate` and `key`; write two items, each after its own dash",
         ),
         (
             "certificates: [{acme: {domains: [a.test]}}, {acme: {domains: [b.test]}}]\n",

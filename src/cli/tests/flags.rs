@@ -109,7 +109,7 @@ fn bad_flags() {
         ),
         (
             "--acme a.test --acme-http01-listen :0 UPSTREAM",
-            "--acme-http01-listen: the port is 0, where the CA cannot find it; write :80, or the port that port 80 is forwarded to",
+            "--acme-http01-listen: the port is 0, so the CA cannot reach it; write :80, or the port that port 80 is forwarded to",
         ),
         (
             "--acme a.test --acme-http01-listen :80 --listen :80 UPSTREAM",

@@ -187,7 +187,7 @@ fn bad_file_stops_its_own_cluster_only() {
         .collect();
     assert_eq!(kept, [false, true, true, true, true, true, false, false]);
     let problems = directory.problems(FROM);
-    let name = "the name of the file cannot be that of a cluster";
+    let name = "the file name is not a valid cluster name";
     for (problem, (file, words)) in problems.iter().zip([
         ("-dash", name),
         ("dangling", "no such file"),

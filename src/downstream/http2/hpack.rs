@@ -23,7 +23,7 @@ use memchr::memchr;
 /// The request targets of one connection that were cut at `#`.
 #[derive(Debug, Default)]
 pub(super) struct CutTargets {
-    /// Whether there are any, so that a request costs an ordinary client one load.
+    /// Whether `targets` has entries. For an ordinary client this load is the only cost per request.
     any: AtomicBool,
     /// Whether every request is refused, because the monitor can no longer follow the connection.
     refuses_all: AtomicBool,

@@ -175,7 +175,7 @@ pub(super) async fn serve(
             return Ok(());
         }
         () = downstream.leases.unauthenticated() => {
-            debug!(client.address = %downstream.peer, "client gets GOAWAY after a request without a valid credential");
+            debug!(client.address = %downstream.peer, "sending GOAWAY after a request without a valid credential");
         }
     }
     connection.drain();

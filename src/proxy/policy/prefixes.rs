@@ -14,7 +14,7 @@ use http::{
 use super::{Rejection, Route, Routes, authority};
 use crate::proxy::{access::readings, request_info::decode};
 
-/// What a host leads to.
+/// The cluster of a host, or its clusters by path.
 #[derive(Debug)]
 pub(super) enum HostTarget {
     Cluster(Arc<Route>),
@@ -58,7 +58,7 @@ impl Routes {
     }
 }
 
-/// What one host leads to, by prefix. No prefix lies below another one.
+/// The values of one host, by path prefix. No prefix lies below another one.
 #[derive(Debug)]
 pub(super) struct PrefixTable<T> {
     by_prefix: HashMap<String, T>,

@@ -223,7 +223,7 @@ impl ClientLeases {
             let Some(request) = retry.filter(|_| !is_last) else {
                 return Err(error);
             };
-            debug!(error = %error_chain(&error), tries, "request is sent again");
+            debug!(error = %error_chain(&error), tries, "retrying request");
             tries += 1;
             let leased = if wants_h2 && tries == MAX_TRIES {
                 let asked = Instant::now();

@@ -1,7 +1,7 @@
 //! `discover: endpoints` against a real apiserver: the shipped Role is enough for it, and without it the proxy works on.
 //!
-//! An apiserver accepts no loopback address in an EndpointSlice, so the addresses here lead nowhere, and only what the proxy
-//! learns is tested; `tests/it` has a slice whose addresses serve.
+//! An apiserver accepts no loopback address in an EndpointSlice, so the addresses here lead nowhere, and only what the
+//! proxy learns is tested; `tests/it` has a slice whose addresses serve.
 
 use std::fs;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! The guides for a move from another ingress, followed on a real apiserver as a reader follows them: the objects of the
-//! page are applied, its commands run as they stand, and kubectl works through the result.
+//! The guides for a move from another ingress, followed on a real apiserver as a reader follows them: the objects of
+//! the page are applied, its commands run as they stand, and kubectl works through the result.
 //!
 //! Four things differ from the page: the host is `localhost`, the addresses are loopback, a temporary CA has signed the
 //! certificate, and the proxy runs as a process, because no controller here starts pods.
