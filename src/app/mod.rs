@@ -222,7 +222,7 @@ impl App {
             started: self.started,
         };
         let _admin = self.admin.map(|admin| admin.serve(sources)).transpose()?;
-        let mut upkeep = EndpointUpkeep::new(&shared);
+        let mut upkeep = EndpointUpkeep::new(&shared, self.metrics.workers().len());
         upkeep.update(reloader.clusters()).await;
         let workers = Workers::start(
             self.sockets,
@@ -243,14 +243,14 @@ impl App {
                     () = self.reload_now.notified() => {}
                 }
                 let mut opened = Vec::new();
-                let load = || {
+                let open = |config: &Config| {
                     // Closed first, because a second try opens the same addresses.
                     opened.clear();
-                    let config = (self.source)()?;
-                    opened = listeners.open_new(&config)?;
-                    Ok(config)
+                    opened = listeners.open_new(config)?;
+                    Ok(())
                 };
-                if let Some(snapshot) = reloader.reload(load, SystemTime::now()) {
+                let now = SystemTime::now();
+                if let Some(snapshot) = reloader.reload(&*self.source, open, now) {
                     let config = reloader.config();
                     resize_all(&shared, &spare_sockets, config, &resizing);
                     shared.settings.store(Arc::new(config.settings()));

@@ -1,4 +1,5 @@
-//! Resolves the endpoints of the clusters again and again, or asks the cluster for them, and probes their health.
+//! Resolves the endpoints of the clusters again and again, or asks the cluster for them, probes their health, and moves
+//! leases between them.
 //!
 //! A cluster that is no longer configured is not probed, even if a connection still uses it: a probe made
 //! under an old CA must not set an endpoint's health.
@@ -22,6 +23,7 @@ use crate::{
 pub(super) struct EndpointUpkeep {
     prober: Arc<UpstreamContext>,
     drain: Drain,
+    workers: usize,
     /// Between two probes of `probed`.
     interval: Duration,
     probed: Vec<(Arc<Cluster>, JoinHandle<()>)>,
@@ -31,13 +33,14 @@ pub(super) struct EndpointUpkeep {
 
 impl EndpointUpkeep {
     /// Starts with no cluster.
-    pub(super) fn new(shared: &Shared) -> Self {
+    pub(super) fn new(shared: &Shared, workers: usize) -> Self {
         let drain = Drain::new();
         // Probes dial as requests do, but they belong to no client and therefore to no worker.
         let settings = Arc::clone(&shared.settings);
         Self {
             prober: Arc::new(UpstreamContext::new(settings, drain.clone())),
             drain,
+            workers,
             interval: Duration::ZERO,
             probed: Vec::new(),
             discovered: Vec::new(),
@@ -91,9 +94,14 @@ impl EndpointUpkeep {
         }
     }
 
-    /// Resolves these endpoints again and again; the receiver learns when the first lookup has ended.
+    /// Resolves and balances these endpoints again and again; the receiver learns when the first lookup has ended.
     fn look_up(&self, endpoints: &Arc<Endpoints>) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
+        let prober = Arc::clone(&self.prober);
+        let balanced = Arc::clone(endpoints);
+        let interval = move || prober.probe_interval();
+        self.drain
+            .spawn(balanced.keep_balanced(self.workers, interval));
         let (endpoints, prober) = (Arc::clone(endpoints), Arc::clone(&self.prober));
         self.drain.spawn(async move {
             // The next lookups report an error.

@@ -95,7 +95,8 @@ pub(super) async fn check(
     names.chain(&pending).cloned().collect()
 }
 
-/// Says which files of the directory of clusters are read, and what is wrong with them.
+/// Says which files of the directory of clusters are read, and what is wrong with them. A wrong file is no invalid
+/// configuration: `serve` starts, and leaves out the cluster of that file alone.
 fn check_directory(config: &Config, recorder: &mut Recorder<'_>) {
     let Some(directory) = &config.directory else {
         return;
@@ -108,7 +109,7 @@ fn check_directory(config: &Config, recorder: &mut Recorder<'_>) {
     recorder.ok(Check::Configuration, text);
     for unusable in &directory.unusable {
         let message = Message::from_sentence(&unusable.problem);
-        recorder.failed(Check::Configuration, message);
+        recorder.failed(Check::Cluster, message);
     }
 }
 

@@ -74,6 +74,7 @@ pub enum Leg {
 #[expect(missing_docs, reason = "docs/check.md has a row for each")]
 pub enum Check {
     Configuration,
+    Cluster,
     Access,
     Certificate,
     Trust,
@@ -280,6 +281,7 @@ mod tests {
             (CheckOutcome::Warning, Check::Alpn, 0),
             (CheckOutcome::Skipped, Check::Watch, 0),
             (CheckOutcome::Failed, Check::Tcp, 1),
+            (CheckOutcome::Failed, Check::Cluster, 1),
             (CheckOutcome::Failed, Check::Configuration, 2),
         ] {
             let report = CheckReport {

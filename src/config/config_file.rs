@@ -154,7 +154,7 @@ pub(super) struct ExecSection {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct ClustersFromEntry {
-    /// The directory. Only server, CA and tls-server-name of each kubeconfig are used.
+    /// The directory. Only server, CA, tls-server-name and proxy-url of each kubeconfig are used.
     #[schemars(with = "String")]
     pub(super) directory: Spanned<Parsed<FilePath>>,
     /// The public host name of each cluster; `{name}` stands for the name of the file without its extension. Needed,

@@ -115,7 +115,8 @@ families! {
         "Upstream connections leased to a client connection: newly dialled, or from the idle pool.";
     LEASES_RETIRED = Counter "kube_tls_proxy_leases_retired_total"
         ["reason": "`goaway`, `unauthorized` (a response was 401), `reset` (a request was aborted), `closed`, \
-            `generation` (a reload replaced CA or settings), `age` (idle for too long), `upgrade`, `full` (the idle pool was full)"]
+            `generation` (a reload replaced CA or settings), `age` (idle for too long), `upgrade`, `full` (the idle pool was full), \
+            `balance` (another apiserver had far fewer)"]
         "Upstream connections that are no longer used, by reason.";
     DIALS = Counter "kube_tls_proxy_upstream_dials_total"
         ["cluster": CLUSTERS, "result": "`ok`, `refused`, `outbound_proxy` (it has opened no connection), `timeout`, `verify` (certificate not accepted), `tls`, `protocol`, `other`"]

@@ -189,6 +189,8 @@ label! {
         Upgrade = "upgrade",
         /// The idle pool was full, or a client needed the socket.
         Full = "full",
+        /// Its endpoint had more leases than the others.
+        Balance = "balance",
     }
 }
 

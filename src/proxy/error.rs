@@ -166,7 +166,10 @@ pub(super) fn count(
         let counters = connected.counters().clusters().get(cluster);
         counters.denied.count(denial.rule());
     }
-    let is_over_limit = matches!(error, Error::Rejected(Rejection::Throttled(_)));
+    let is_over_limit = matches!(
+        error,
+        Error::Rejected(Rejection::Throttled(_) | Rejection::RefusedProxy(_))
+    );
     connected.record_error(client, cluster, error.reason(), || {
         let of_client = is_over_limit.then(|| format!(" ({})", client.ip()));
         format!("{}{}", cause(error), of_client.unwrap_or_default())
@@ -240,9 +243,8 @@ fn exceeded_limit(error: &Error) -> Option<Limit> {
         Rejection::HeaderFields(_) => Some(Limit::HeaderFields),
         Rejection::HeaderBytes(_) => Some(Limit::HeaderBytes),
         Rejection::Uri(_) => Some(Limit::UriBytes),
-        Rejection::Throttled(Throttled::Refused(_) | Throttled::Guesses(_)) => {
-            Some(Limit::ClientUnauthorized)
-        }
+        Rejection::Throttled(Throttled::Refused(_) | Throttled::Guesses(_))
+        | Rejection::RefusedProxy(_) => Some(Limit::ClientUnauthorized),
         Rejection::Throttled(Throttled::Requests(_)) => Some(Limit::ClientRequests),
         Rejection::Connect
         | Rejection::NoHost

@@ -77,6 +77,9 @@ pub(super) fn add_to_own<B>(response: &mut Response<B>, error: &Error) {
         Error::Rejected(Rejection::Throttled(Throttled::Refused(_))) => {
             append(response, REFUSED_TOO_OFTEN);
         }
+        Error::Rejected(Rejection::RefusedProxy(credential)) => {
+            append(response, credential.reason());
+        }
         Error::Rejected(Rejection::Certificate(refusal)) => {
             append(response, &format!("the client certificate {refusal}"));
         }

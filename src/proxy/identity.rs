@@ -84,6 +84,15 @@ impl ClientCertificates {
         &self.tls
     }
 
+    /// The credential of the proxy that the apiserver refuses, when it answers 401 to a user whom the proxy has
+    /// verified.
+    pub(super) fn refused_proxy(&self) -> ProxyCredential {
+        match self.naming {
+            UserNaming::FrontProxy(_) => ProxyCredential::FrontProxy,
+            UserNaming::Impersonator(_) => ProxyCredential::Token,
+        }
+    }
+
     /// Says what a 401 means to a user whom the proxy has verified: the apiserver does not believe the proxy.
     pub(super) fn answered<B>(
         &self,
@@ -97,13 +106,7 @@ impl ClientCertificates {
         // It is that of the proxy, about which the client is told nothing else.
         response.extensions_mut().remove::<RefusedAuthorization>();
         if downstream.settings.hints {
-            hints::append(
-                response,
-                match self.naming {
-                    UserNaming::FrontProxy(_) => FRONT_PROXY_REFUSED,
-                    UserNaming::Impersonator(_) => TOKEN_REFUSED,
-                },
-            );
+            hints::append(response, self.refused_proxy().reason());
         }
         let client = downstream.connected.client();
         let activity = downstream.connected.counters().activity();
@@ -144,6 +147,25 @@ impl ClientCertificates {
         }
         let fields = RemoteUser::new(&subject).map_err(|_no_field| SubjectError::UnsafeName)?;
         Ok((CertificateUser { fields, subject }, valid_until))
+    }
+}
+
+/// A credential of the proxy itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyCredential {
+    /// The client certificate of a front proxy.
+    FrontProxy,
+    /// The token of an impersonator.
+    Token,
+}
+
+impl ProxyCredential {
+    /// Why users get a 401 for it, and who can fix that.
+    pub(super) fn reason(self) -> &'static str {
+        match self {
+            Self::FrontProxy => FRONT_PROXY_REFUSED,
+            Self::Token => TOKEN_REFUSED,
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub use body::{Body, Cut};
 pub use credential::{CredentialCache, CredentialError};
 pub use error::Error;
 pub(crate) use identity::certificate_ended;
-pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate};
+pub use identity::{CertificateRefusal, ClientCertificates, PresentedCertificate, ProxyCredential};
 pub(crate) use passthrough::{PassedClient, pass};
 pub(crate) use policy::UPGRADE_CHECK;
 pub use policy::{Rejection, Route, Routes};
@@ -55,6 +55,7 @@ pub use published::PublishedKubeconfig;
 pub use request_info::{RequestAttributes, request_attributes};
 
 use crate::{
+    clients::Throttled,
     config::Settings,
     drain::Drain,
     hosts::PeerAddr,
@@ -265,7 +266,14 @@ async fn forward(
     let certificate = user.as_ref().map(|user| user.credential());
     let check = place
         .check_budget(client.as_deref(), cluster.name(), &head, certificate)
-        .map_err(Rejection::Throttled)?;
+        .map_err(
+            |throttled| match (throttled, &admitted.route.certificates) {
+                (Throttled::Refused(_), Some(certificates)) if user.is_some() => {
+                    Rejection::RefusedProxy(certificates.refused_proxy())
+                }
+                _ => Rejection::Throttled(throttled),
+            },
+        )?;
     let failed = |error: &Error| {
         // A client that breaks off its own upload may have tried a credential.
         if !matches!(error, Error::Upstream(UpstreamError::Upload { .. })) {

@@ -215,13 +215,16 @@ impl Reloader {
     }
 
     /// Reads everything again. Returns `None` if nothing changed or the reload failed. The log says why it failed,
-    /// once per reason. `load` reads the configuration, and may refuse it.
+    /// once per reason. `read` reads the configuration. `accept` gets one of which everything is good, and may refuse
+    /// it: it opens addresses, which a configuration with a fault elsewhere must not do.
     pub fn reload(
         &mut self,
-        mut load: impl FnMut() -> Result<Config, ReloadError>,
+        mut read: impl FnMut() -> Result<Config, ConfigError>,
+        mut accept: impl FnMut(&Config) -> Result<(), ReloadError>,
         now: SystemTime,
     ) -> Option<Snapshot> {
         self.renew_tokens();
+        let mut load = |this: &mut Self, content| this.load(read()?, &mut accept, now, content);
         let mut result = self.try_reload(&mut load, now);
         for _ in 0..MAX_RETRIES {
             // While the proxy reads, files may be replaced one by one. Old and new files do not fit together.
@@ -285,7 +288,7 @@ impl Reloader {
     /// change in between.
     fn try_reload(
         &mut self,
-        load: &mut impl FnMut() -> Result<Config, ReloadError>,
+        load: &mut impl FnMut(&mut Self, ContentHash) -> Result<Option<Snapshot>, ReloadError>,
         now: SystemTime,
     ) -> Result<Option<Snapshot>, FailedReload> {
         let content = ContentHash::new(&self.files);
@@ -295,21 +298,21 @@ impl Reloader {
         if self.loaded == Some(content) && !has_expired && is_complete {
             return Ok(None);
         }
-        self.load(load, now, content)
-            .map_err(|error| FailedReload { content, error })
+        load(self, content).map_err(|error| FailedReload { content, error })
     }
 
     fn load(
         &mut self,
-        load: &mut impl FnMut() -> Result<Config, ReloadError>,
+        mut config: Config,
+        accept: &mut impl FnMut(&Config) -> Result<(), ReloadError>,
         now: SystemTime,
         content: ContentHash,
     ) -> Result<Option<Snapshot>, ReloadError> {
-        let mut config = load()?;
         let material = Material::reload(&config, now, &self.report.material)?;
         config.clusters = material.cluster_configs();
         let mut labels = self.labels.clone();
         let clusters = build_clusters(&config, &material, Some(self), &mut labels)?;
+        accept(&config)?;
         self.labels = labels;
         let namings = build_namings(&material, &clusters, Some(self));
         let same_clusters = clusters.len() == self.report.clusters.len()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -37,7 +38,10 @@ const catchUpLimit = time.Minute
 type crowd struct {
 	config   *rest.Config
 	selector string
-	size     int
+	// watch is how long each watch lasts at least, and twice that at most, as with a
+	// reflector. Zero: 5 minutes, as client-go chooses.
+	watch time.Duration
+	size  int
 
 	// lists counts the requests for all objects: one per informer, and one for
 	// each time that a reflector lists again. compressed counts those of them
@@ -55,6 +59,7 @@ type crowd struct {
 // runInformers reads commands from standard input:
 //
 //	more N   starts N informers, and prints {"synced": N} when they have all objects
+//	forget   counts from now on only, and prints {"relists": how many there were}
 //	report   makes ten more changes, waits until every informer has seen the last one, and prints the counts
 //
 // It ends when standard input ends.
@@ -65,6 +70,7 @@ func runInformers(args []string) error {
 	name := flags.String("name", "changing", "name of the ConfigMap that changes")
 	http1 := flags.Bool("http1", false, "speak HTTP/1.1 instead of HTTP/2")
 	every := flags.Duration("every", 50*time.Millisecond, "time between two changes")
+	watch := flags.Duration("watch", 0, "how long a watch lasts at least, and twice that at most")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -83,7 +89,7 @@ func runInformers(args []string) error {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	c := &crowd{config: config, selector: "changing=" + *name}
+	c := &crowd{config: config, selector: "changing=" + *name, watch: *watch}
 	stopChanges, err := c.startChanges(ctx, direct, *name, *every)
 	if err != nil {
 		return err
@@ -101,6 +107,13 @@ func runInformers(args []string) error {
 				return err
 			}
 			if err := printJSON(map[string]int{"synced": n}); err != nil {
+				return err
+			}
+		case "forget":
+			relists := c.lists.Swap(int64(c.size)) - int64(c.size)
+			c.missed.Store(0)
+			log.forget()
+			if err := printJSON(map[string]int64{"relists": relists}); err != nil {
 				return err
 			}
 		case "report":
@@ -174,7 +187,13 @@ func (c *crowd) start(ctx context.Context, n int) error {
 		}
 		factory := informers.NewSharedInformerFactoryWithOptions(client, 0,
 			informers.WithNamespace(namespace),
-			informers.WithTweakListOptions(func(options *metav1.ListOptions) { options.LabelSelector = c.selector }),
+			informers.WithTweakListOptions(func(options *metav1.ListOptions) {
+				options.LabelSelector = c.selector
+				if c.watch > 0 && options.TimeoutSeconds != nil {
+					seconds := int64(c.watch.Seconds() * (1 + rand.Float64()))
+					options.TimeoutSeconds = &seconds
+				}
+			}),
 		)
 		informer := factory.Core().V1().ConfigMaps().Informer()
 		seen := &atomic.Int64{}
@@ -292,6 +311,14 @@ func (l *logLines) Write(line []byte) (int, error) {
 	defer l.mu.Unlock()
 	l.lines = append(l.lines, string(bytes.TrimSpace(line)))
 	return len(line), nil
+}
+
+// forget removes what was logged so far.
+func (l *logLines) forget() {
+	klog.Flush()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lines = nil
 }
 
 // complaints returns the errors and warnings, each once. A reflector reports an

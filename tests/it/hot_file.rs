@@ -916,6 +916,29 @@ async fn address_that_cannot_be_opened_changes_nothing() {
     assert_eq!(hot.proxy.bound(), [address]);
 }
 
+/// A client could connect to an address that opens and closes at each try. This one is taken, so that a try to open it
+/// would be the first failure.
+#[tokio::test]
+async fn address_is_not_opened_while_another_part_is_wrong() {
+    let hot = Hot::start(json!({})).await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let mut text = hot.base.clone();
+    merge(&mut text, json!({"listen": [{"address": address}]}));
+    fs::write(&hot.file, text.to_string()).unwrap();
+    let certificate = fs::read(hot.world.dir.path().join("public.crt")).unwrap();
+    hot.world.dir.write("public.crt", "no certificate");
+    let failure = || hot.proxy.report().borrow().failure.clone().unwrap();
+    for _ in 0..2 {
+        hot.proxy.fail_to_reload().await;
+        assert!(failure().contains("public.crt"), "{}", failure());
+    }
+    hot.world.dir.write("public.crt", certificate);
+    hot.proxy.fail_to_reload().await;
+    let expected = format!("cannot listen on {address}: ");
+    assert!(failure().starts_with(&expected), "{}", failure());
+}
+
 /// Its lists are unknown, so it could serve clients that the configuration keeps out.
 #[tokio::test]
 async fn inherited_socket_without_an_entry_is_refused() {

@@ -45,6 +45,7 @@ mod outbound;
 mod passthrough;
 mod prefixes;
 mod published;
+mod rebalancing;
 mod reloading;
 mod retry;
 mod smuggling;

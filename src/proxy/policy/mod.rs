@@ -14,7 +14,7 @@ use crate::{
     config::{Limits, LoggedUser},
     hosts::{HostMap, HostName},
     proxy::{
-        identity::{CertificateRefusal, ClientCertificates},
+        identity::{CertificateRefusal, ClientCertificates, ProxyCredential},
         published::PublishedKubeconfig,
     },
     upgrade_token::UpgradeToken,
@@ -294,6 +294,9 @@ pub enum Rejection {
     /// A budget of its client is used up.
     #[error("client is over {}", .0.setting())]
     Throttled(Throttled),
+    /// The same for a user of a client certificate, where each 401 was about a credential of the proxy.
+    #[error("the apiserver refuses the proxy, and the client is over limits.unauthorizedPerClient")]
+    RefusedProxy(ProxyCredential),
 }
 
 impl From<CredentialError> for Rejection {
@@ -330,7 +333,8 @@ impl Rejection {
             Self::Credential(_) => "credential",
             Self::AmbiguousPath => "ambiguous_path",
             Self::PublishedMethod => "published_method",
-            Self::Throttled(Throttled::Refused(_) | Throttled::Guesses(_)) => "client_unauthorized",
+            Self::Throttled(Throttled::Refused(_) | Throttled::Guesses(_))
+            | Self::RefusedProxy(_) => "client_unauthorized",
             Self::Throttled(Throttled::Requests(_)) => "client_requests",
         }
     }

@@ -408,6 +408,14 @@ fn rejected(rejection: Rejection) -> ErrorStatus {
              remove `--as`, `--as-group` and `--as-uid`, or use a token",
         ),
         Rejection::Throttled(throttled) => over_budget(throttled),
+        Rejection::RefusedProxy(credential) => ErrorStatus::new(
+            StatusCode::UNAUTHORIZED,
+            "Unauthorized",
+            format!(
+                "Unauthorized: {}; too many requests have come meanwhile",
+                credential.reason()
+            ),
+        ),
         Rejection::Credential(CredentialError::RepeatedAuthorization) => {
             bad_request("the request has more than one Authorization field; send one")
         }

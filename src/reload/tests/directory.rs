@@ -85,12 +85,12 @@ fn files_of_directory_come_and_go_with_a_reload() {
     let (a, b) = (Arc::clone(a), Arc::clone(b));
     // The first one after the start always reads everything.
     for _ in 0..2 {
-        assert!(reloader.reload(|| Ok(source()?), year(2025)).is_none());
+        assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_none());
     }
 
     clusters.write("c", "https://192.0.2.1:6443");
     assert!(
-        reloader.reload(|| Ok(source()?), year(2025)).is_some(),
+        reloader.reload(&source, |_| Ok(()), year(2025)).is_some(),
         "added"
     );
     assert_eq!(hosts(&reloader), ["a: a.test", "b: b.test", "c: c.test"]);
@@ -99,7 +99,7 @@ fn files_of_directory_come_and_go_with_a_reload() {
 
     clusters.write("b", "https://192.0.2.9:6443");
     assert!(
-        reloader.reload(|| Ok(source()?), year(2025)).is_some(),
+        reloader.reload(&source, |_| Ok(()), year(2025)).is_some(),
         "changed"
     );
     assert_eq!(reloader.changes().clusters, ["b: settings"]);
@@ -107,7 +107,7 @@ fn files_of_directory_come_and_go_with_a_reload() {
 
     clusters.remove("c");
     assert!(
-        reloader.reload(|| Ok(source()?), year(2025)).is_some(),
+        reloader.reload(&source, |_| Ok(()), year(2025)).is_some(),
         "removed"
     );
     assert_eq!(hosts(&reloader), ["a: a.test", "b: b.test"]);
@@ -115,7 +115,7 @@ fn files_of_directory_come_and_go_with_a_reload() {
 
     let loads = clusters.world.loads.load(Ordering::Relaxed);
     for _ in 0..3 {
-        assert!(reloader.reload(|| Ok(source()?), year(2025)).is_none());
+        assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_none());
     }
     let after = clusters.world.loads.load(Ordering::Relaxed);
     assert!(after <= loads + 1, "unchanged files are not parsed again");
@@ -128,7 +128,7 @@ fn bad_cluster_file_keeps_its_last_good_state() {
     let b = Arc::clone(&reloader.clusters()[1]);
     clusters.write("a", "https://192.0.2.9:6443");
     clusters.world.dir.write("clusters/b.yaml", "");
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     assert_eq!(reloader.config().clusters[0].upstream_host, "192.0.2.9");
     assert!(Arc::ptr_eq(&b, &reloader.clusters()[1]), "with its leases");
     assert_eq!(reloader.report.failure, None);
@@ -143,20 +143,20 @@ fn bad_cluster_file_keeps_its_last_good_state() {
     clusters.rules = "[{deny: {}}]";
     clusters.template = "{name}.other.test";
     let source = clusters.source("");
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     assert_eq!(hosts(&reloader), ["a: a.other.test", "b: b.other.test"]);
     let rules = |at: usize| reloader.config().clusters[at].access.clone();
     assert_eq!(rules(0), rules(1));
 
     clusters.write("b", "https://192.0.2.7:6443");
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     assert_eq!(reloader.config().clusters[1].upstream_host, "192.0.2.7");
     assert!(reloader.material().cluster_problems.is_empty());
 
     clusters.world.dir.write("clusters/b.yaml", "");
-    reloader.reload(|| Ok(source()?), year(2025));
+    reloader.reload(&source, |_| Ok(()), year(2025));
     clusters.remove("b");
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     assert_eq!(hosts(&reloader), ["a: a.other.test"], "it is gone");
 }
 
@@ -186,11 +186,11 @@ fn bad_ca_of_cluster_file_is_a_problem_of_that_cluster() {
     );
 
     own(&Ca::new("own").pem());
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     assert_eq!(hosts(&reloader), ["a: a.test", "b: b.test"]);
     let b = Arc::clone(&reloader.clusters()[1]);
     own("no PEM again");
-    reloader.reload(|| Ok(source()?), year(2025));
+    reloader.reload(&source, |_| Ok(()), year(2025));
     assert!(Arc::ptr_eq(&b, &reloader.clusters()[1]), "keeps the old CA");
     assert_eq!(reloader.material().cluster_problems.len(), 1);
 }
@@ -202,7 +202,7 @@ fn last_good_state_ends_when_another_cluster_has_its_host() {
     let (mut reloader, _) = clusters.start();
     let entry = "clusters: [{name: x, hosts: [b.test], upstream: {url: \"https://192.0.2.3\", ca: ca.crt}}]\n";
     let source = clusters.source(entry);
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     assert_eq!(hosts(&reloader), ["x: b.test", "a: a.test"]);
     let problems = &reloader.material().cluster_problems;
     assert!(
@@ -222,7 +222,7 @@ fn host_of_removed_file_leads_to_no_other_cluster() {
         .write(&clusters.world.dir, "tls");
     let (mut reloader, source) = clusters.start();
     clusters.remove("b");
-    let snapshot = reloader.reload(|| Ok(source()?), year(2025)).unwrap();
+    let snapshot = reloader.reload(&source, |_| Ok(()), year(2025)).unwrap();
     assert!(snapshot.routes.serves("a.test"));
     assert!(!snapshot.routes.serves("b.test"));
 }
@@ -237,11 +237,11 @@ fn unreadable_directory_keeps_all_clusters() {
         clusters.world.dir.path().join("away"),
     );
     std::fs::rename(&path, &away).unwrap();
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_none());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_none());
     assert_eq!(hosts(&reloader), ["a: a.test"]);
     let failure = reloader.report.failure.as_deref().unwrap();
     assert!(failure.contains("/clusters: no such file"), "{failure}");
     std::fs::rename(&away, &path).unwrap();
-    reloader.reload(|| Ok(source()?), year(2025));
+    reloader.reload(&source, |_| Ok(()), year(2025));
     assert_eq!(reloader.report.failure, None);
 }

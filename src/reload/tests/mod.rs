@@ -128,15 +128,15 @@ fn unchanged_files_are_not_parsed_again() {
     let world = World::new();
     let (mut reloader, source) = world.start(year(2025));
     for _ in 0..5 {
-        assert!(reloader.reload(|| Ok(source()?), year(2025)).is_none());
+        assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_none());
     }
     let loads = world.loads.load(Ordering::Relaxed);
     assert_eq!(loads, 2, "at the start, and once more for the hash");
     assert_eq!(reloader.report.unchanged, 5);
 
     world.public.server(&[HOST]).write(&world.dir, "tls");
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_none());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_none());
     assert_eq!(world.loads.load(Ordering::Relaxed), 3);
     assert_eq!(
         (reloader.report.reloaded, reloader.report.unchanged),
@@ -154,7 +154,7 @@ fn failure_is_reported_until_next_success() {
     for failed in 1..=3 {
         assert!(
             reloader
-                .reload(|| Ok(source()?), year(2025 + failed))
+                .reload(&source, |_| Ok(()), year(2025 + failed))
                 .is_none()
         );
         reloader.publish();
@@ -165,7 +165,7 @@ fn failure_is_reported_until_next_success() {
     }
     world.public.server(&[HOST]).write(&world.dir, "tls");
     let before = serial(&reloader);
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     assert!(report.borrow().failure.is_some(), "not in use yet");
     reloader.publish();
     assert_eq!(report.borrow().failure, None);
@@ -182,10 +182,10 @@ fn restoring_old_files_clears_failure() {
     let (mut reloader, source) = world.start(year(2025));
     let key = std::fs::read(world.dir.path().join("tls.key")).unwrap();
     world.dir.write("tls.key", "");
-    reloader.reload(|| Ok(source()?), year(2025));
+    reloader.reload(&source, |_| Ok(()), year(2025));
     assert!(reloader.report.failure.is_some());
     world.dir.write("tls.key", key);
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_none());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_none());
     assert_eq!(reloader.report.failure, None);
 }
 
@@ -205,7 +205,7 @@ fn expired_certificate_replaces_only_expired_one() {
         let (mut reloader, source) = world.start(year(2025));
         let before = serial(&reloader);
         new.write(&world.dir, "tls");
-        let taken = reloader.reload(|| Ok(source()?), now).is_some();
+        let taken = reloader.reload(&source, |_| Ok(()), now).is_some();
         assert_eq!(taken, is_taken, "{:?}", reloader.report.failure);
         assert_eq!(serial(&reloader) != before, is_taken);
         assert_eq!(reloader.report.failure.is_none(), is_taken);
@@ -220,7 +220,7 @@ fn files_are_parsed_again_after_certificate_expires() {
     soon.write(&world.dir, "tls");
     let (mut reloader, source) = world.start(year(2025));
     for now in [2025, 2026, 2031, 2032, 2033] {
-        reloader.reload(|| Ok(source()?), year(now));
+        reloader.reload(&source, |_| Ok(()), year(now));
     }
     assert_eq!(world.loads.load(Ordering::Relaxed), 3);
     assert_eq!(reloader.report.failure, None, "it is still served");
@@ -244,7 +244,7 @@ fn clusters_at_same_address_keep_separate_endpoints() {
     let (mut reloader, source) = world.start_with(world.source_of(config), year(2025));
     let before: Vec<_> = reloader.clusters().to_vec();
     world.dir.write("ca.crt", Ca::new("next").pem());
-    assert!(reloader.reload(|| Ok(source()?), year(2025)).is_some());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2025)).is_some());
     for (old, new) in before.iter().zip(reloader.clusters()) {
         assert!(!Arc::ptr_eq(old, new), "it has another CA");
         assert!(Arc::ptr_eq(old.endpoints(), new.endpoints()));
@@ -320,7 +320,7 @@ fn missing_file_is_named_with_its_line_after_old_one_expired() {
     config.sources = vec![world.dir.write("proxy.yaml", text)];
     let (mut reloader, source) = world.start_with(world.source_of(config), year(2025));
     std::fs::remove_file(world.dir.path().join("tls.crt")).unwrap();
-    assert!(reloader.reload(|| Ok(source()?), year(2031)).is_none());
+    assert!(reloader.reload(&source, |_| Ok(()), year(2031)).is_none());
     let failure = reloader.report.failure.unwrap();
     assert!(
         failure.contains("/proxy.yaml, line 2: certificate "),

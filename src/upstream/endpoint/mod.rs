@@ -7,6 +7,7 @@
 //! failure, so that an endpoint that keeps failing and recovering does not cost a request each time. After a minute
 //! without a failure the count starts again.
 
+mod balance;
 mod discovered;
 mod failures;
 
@@ -34,6 +35,7 @@ use crate::{
     text::error_chain,
     upstream::{UpstreamError, lock},
 };
+pub(super) use balance::LeavingConnection;
 use discovered::Discovery;
 pub use discovered::DiscoveryReport;
 use failures::{FailedDials, FailureLine};
@@ -175,7 +177,7 @@ impl Endpoints {
     }
 
     /// The endpoints to try for one new connection, best first, at most three. Unhealthy ones come last;
-    /// otherwise the one with the fewest connections comes first, and equal ones take turns.
+    /// otherwise the one with the fewest leases comes first, and equal ones take turns.
     pub(super) fn pick(&self) -> Vec<Arc<Endpoint>> {
         let list = self.list.load();
         if let [only] = list.as_slice() {
@@ -188,12 +190,12 @@ impl Endpoints {
             .map(|endpoint| {
                 (
                     endpoint.state() == Health::Unhealthy,
-                    endpoint.connections(),
+                    endpoint.leases(),
                     Arc::clone(endpoint),
                 )
             })
             .collect();
-        ranked.sort_by_key(|(is_unhealthy, connections, _)| (*is_unhealthy, *connections));
+        ranked.sort_by_key(|(is_unhealthy, leases, _)| (*is_unhealthy, *leases));
         ranked.truncate(MAX_TRIES);
         ranked
             .into_iter()
@@ -410,6 +412,10 @@ pub(super) struct Endpoint {
     address: UpstreamAddr,
     /// Connections to it, of all workers.
     connections: AtomicUsize,
+    /// Those of them that only finish their streams, because their lease has moved.
+    leaving: AtomicUsize,
+    /// How many leases may move to other endpoints now.
+    surplus: AtomicUsize,
     /// It is unhealthy and another endpoint is healthy: no new request goes to it, not even on a
     /// connection that exists.
     ejected: AtomicBool,
@@ -441,6 +447,8 @@ impl Endpoint {
         Self {
             address,
             connections: AtomicUsize::new(0),
+            leaving: AtomicUsize::new(0),
+            surplus: AtomicUsize::new(0),
             ejected: AtomicBool::new(false),
             record: Mutex::new(HealthRecord {
                 state: Health::Unknown,

@@ -85,6 +85,10 @@ impl H1Connection {
         self.endpoint.address()
     }
 
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
     pub(super) fn stats(&self) -> &ConnectionStats {
         &self.stats
     }

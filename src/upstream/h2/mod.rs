@@ -10,7 +10,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{
-        Arc, Weak,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::Poll,
@@ -27,7 +27,10 @@ use tracing::debug;
 pub(super) use peer::fuzz;
 pub(super) use stream::{H2Response, H2Stream};
 
-use super::{endpoint::Endpoint, sockets::SocketPermit};
+use super::{
+    endpoint::{Endpoint, LeavingConnection},
+    sockets::SocketPermit,
+};
 use crate::{
     config::Timeouts,
     drain::Drain,
@@ -63,6 +66,8 @@ struct H2State {
     closed: AtomicBool,
     /// The peer has not replied to a ping.
     is_silent: AtomicBool,
+    /// Set when the lease has moved to another endpoint.
+    leaving: OnceLock<LeavingConnection>,
     stats: ConnectionStats,
 }
 
@@ -124,6 +129,7 @@ impl H2Connection {
             poisoned: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             is_silent: AtomicBool::new(false),
+            leaving: OnceLock::new(),
             stats: ConnectionStats::default(),
         });
         let pings = PingTimer {
@@ -193,6 +199,19 @@ impl H2Connection {
     /// This connection, without keeping it open.
     pub(super) fn retired(&self) -> RetiredH2 {
         RetiredH2(Arc::downgrade(&self.state))
+    }
+
+    /// Whether this is the connection of `stream`.
+    pub(super) fn carries(&self, stream: &H2Stream) -> bool {
+        Arc::ptr_eq(&self.state, &stream.guard.state)
+    }
+
+    /// Counts this connection as one whose lease has moved to another endpoint, until its streams have ended.
+    pub(super) fn leave(&self) {
+        self.stats().set_end_reason(LeaseEnd::Balance);
+        self.state
+            .leaving
+            .get_or_init(|| self.state.endpoint.leave());
     }
 
     /// Whether another client may use this connection: no stream is open, and none ever ended badly.

@@ -27,6 +27,7 @@ use crate::{
     metrics::{ConnectionStats, LeaseEnd},
     upstream::{
         DownloadError, HttpError, Origin, UpstreamError,
+        endpoint::Endpoint,
         request_body::{Upload, UploadEnd},
     },
 };
@@ -41,7 +42,7 @@ pub(in crate::upstream) struct H2Stream {
 /// Counts one stream until dropped, and poisons the connection if the stream did not end well.
 #[derive(Debug)]
 pub(super) struct StreamGuard {
-    state: Arc<H2State>,
+    pub(super) state: Arc<H2State>,
     ended_well: bool,
 }
 
@@ -69,6 +70,11 @@ impl Drop for StreamGuard {
 }
 
 impl H2Stream {
+    /// The endpoint of its connection.
+    pub(in crate::upstream) fn endpoint(&self) -> &Endpoint {
+        &self.guard.state.endpoint
+    }
+
     /// Sends the request and returns the response once its head is there. If the head comes before the end
     /// of the upload, the rest is sent by a task of `drain`.
     ///

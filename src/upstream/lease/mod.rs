@@ -122,6 +122,7 @@ impl ClientLeases {
         let upload = Upload::new(body, &self.replay_budget);
         let leased = match self.table.find(cluster.id, wants_h2, None) {
             Lookup::Found(leased) => leased,
+            Lookup::Surplus(leased) => Box::pin(self.move_lease(cluster, wants_h2, leased)).await,
             // On the heap, because it is rare: the future of each stream is as large as the largest future that it
             // awaits.
             Lookup::MustDial | Lookup::MustDialH1 | Lookup::Full => {
@@ -283,7 +284,7 @@ impl ClientLeases {
         loop {
             // Looks again once it holds the turn to dial, because another stream may have dialled meanwhile.
             match self.table.find(cluster.id, wants_h2, newer_than) {
-                Lookup::Found(leased) => return Ok(leased),
+                Lookup::Found(leased) | Lookup::Surplus(leased) => return Ok(leased),
                 Lookup::Full => return Err(self.too_many_connections()),
                 Lookup::MustDialH1 => {
                     drop(turn);
@@ -296,6 +297,25 @@ impl ClientLeases {
                     }
                 },
             }
+        }
+    }
+
+    /// A new connection in place of the one of `leased`, whose endpoint has too many leases. If there is none,
+    /// the lease stays where it is: a move must not fail a request.
+    async fn move_lease(&self, cluster: &Cluster, wants_h2: bool, leased: Leased) -> Leased {
+        let Ok(_turn) = self.dialling.try_lock() else {
+            return leased;
+        };
+        if wants_h2 && !self.table.make_room_for_h2() {
+            return leased;
+        }
+        match self.dial(cluster, wants_h2).await {
+            Ok(new) => {
+                self.table.give_up(cluster.id, leased);
+                new
+            }
+            // The health of the endpoint has recorded why.
+            Err(_) => leased,
         }
     }
 

@@ -16,6 +16,7 @@ use crate::{
     metrics::LeaseEnd,
     upstream::{
         context::{Connection, IdlePool},
+        endpoint::Endpoint,
         h1::H1Connection,
         h2::{H2Connection, H2Stream, RetiredH2},
         lock,
@@ -57,6 +58,8 @@ pub(super) enum Leased {
 #[derive(Debug)]
 pub(super) enum Lookup {
     Found(Leased),
+    /// The same, of an endpoint with too many leases: the lease moves to another endpoint, if that works.
+    Surplus(Leased),
     /// Nothing. Each new connection will speak HTTP/1.1 and serve one request, so dials need not wait for
     /// each other.
     MustDialH1,
@@ -82,7 +85,7 @@ impl LeaseTable {
     }
 
     /// Finds a free stream or connection in this table, otherwise in the idle pool. With `newer_than`, only a
-    /// connection established after that time counts.
+    /// connection established after that time counts, and no lease moves.
     pub(super) fn find(
         self: &Arc<Self>,
         cluster: u64,
@@ -99,7 +102,44 @@ impl LeaseTable {
                 Some(self.find_h1(cluster, leases, newer_than))
             }
         });
-        own.unwrap_or_else(|| self.find_idle_h2(cluster, newer_than))
+        match own.unwrap_or_else(|| self.find_idle_h2(cluster, newer_than)) {
+            Lookup::Found(leased) if newer_than.is_none() && self.shall_move(cluster, &leased) => {
+                Lookup::Surplus(leased)
+            }
+            found @ (Lookup::Found(_)
+            | Lookup::Surplus(_)
+            | Lookup::MustDialH1
+            | Lookup::MustDial
+            | Lookup::Full) => found,
+        }
+    }
+
+    /// Whether this lease moves to another endpoint now. A lease moves again only after the streams on its old
+    /// connection have ended, so that a client holds one more connection for it at most.
+    fn shall_move(&self, cluster: u64, leased: &Leased) -> bool {
+        leased.endpoint().is_some_and(Endpoint::has_surplus)
+            && self.with(cluster, |leases| {
+                !leases.retired.iter().any(RetiredH2::is_open)
+            })
+            && leased.endpoint().is_some_and(Endpoint::take_surplus)
+    }
+
+    /// Gives up the connection of this stream, or this connection, because the lease has moved to another endpoint.
+    /// Streams that run on it continue.
+    pub(super) fn give_up(&self, cluster: u64, leased: Leased) {
+        match leased {
+            Leased::H2(stream) => self.with(cluster, |ClusterLeases { h2, retired, .. }| {
+                for connection in h2.extract_if(.., |one| one.carries(&stream)) {
+                    connection.leave();
+                    retired.push(connection.retired());
+                }
+            }),
+            Leased::H1(leased) => {
+                if let Some(connection) = leased.into_connection() {
+                    connection.stats().set_end_reason(LeaseEnd::Balance);
+                }
+            }
+        }
     }
 
     /// Finds an HTTP/1.1 connection in `leases`, otherwise in the idle pool.
@@ -241,6 +281,15 @@ impl LeaseTable {
             .get_mut(at)
             .expect("the position was just found or made");
         use_leases(leases)
+    }
+}
+
+impl Leased {
+    fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            Self::H2(stream) => Some(stream.endpoint()),
+            Self::H1(leased) => leased.connection.as_ref().map(H1Connection::endpoint),
+        }
     }
 }
 

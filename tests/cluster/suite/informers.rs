@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -67,6 +68,63 @@ fn watches_resume_when_one_of_two_apiservers_is_killed() {
     let rows = rows.join("\n");
     assert!(!rows.contains("Failure"), "{rows}");
     assert_eq!(code, Some(0), "{rows}");
+}
+
+/// Everything is 20 times faster than in production: watches that last 5 to 10 minutes, probes every 5 s, and the
+/// 12 minutes in which the share must be back.
+#[test]
+fn restarted_apiserver_gets_its_share_of_informers() {
+    let Some(suite) = alone() else { return };
+    let others = [(); 2].map(|()| suite.fixture.start_another_apiserver());
+    let first = suite.fixture.server().strip_prefix("https://").unwrap();
+    let addresses = [first, &others[0], &others[1]];
+    let mut upstream = suite.upstream();
+    upstream["addresses"] = json!(addresses);
+    let before = addresses.map(connections);
+    let mut config = suite.way.config(&suite.fixture, &upstream);
+    config["timeouts"] = json!({ "probeInterval": "250ms" });
+    let proxy = suite.proxy.another(&suite.fixture, &config, &[]);
+    let flags = ["-name", "restarted", "-every", "250ms", "-watch", "15s"];
+    let mut crowd = start(&suite, &proxy, &flags);
+    more(&mut crowd, REFLECTORS);
+
+    suite.fixture.restart_other_apiserver(&others[1]);
+    // The kill itself may end a watch within an event. From here on nothing may go wrong.
+    crowd.write("forget\n");
+    eprintln!("{}", crowd.json(STEP));
+
+    let share = || connections(&others[1]);
+    assert!(share() < REFLECTORS / 10, "{}", share());
+    let began = Instant::now();
+    let wanted = REFLECTORS * 25 / 100..=REFLECTORS * 41 / 100;
+    while !wanted.contains(&share()) {
+        assert!(began.elapsed() < STEP * 12 / 20, "{} connections", share());
+        sleep(Duration::from_millis(250));
+    }
+    eprintln!("{} connections after {:?}", share(), began.elapsed());
+    // The streams that were open when their leases moved have ended.
+    sleep(Duration::from_secs(30));
+    let after = addresses.map(connections);
+    eprintln!("{before:?} {after:?}");
+    assert!(wanted.contains(&share()), "{after:?}");
+    let report = report(&mut crowd);
+    assert_eq!(report["informers"], REFLECTORS, "{report}");
+    assert_eq!(report["relists"], 0, "{report}");
+    for other in &others {
+        suite.fixture.kill_other_apiserver(other);
+    }
+}
+
+/// How many connections the apiserver at this address of 127.0.0.1 has.
+fn connections(address: &str) -> usize {
+    let (_, port) = address.rsplit_once(':').unwrap();
+    let local = format!(":{:04X}", port.parse::<u16>().unwrap());
+    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+    let established = sockets.lines().filter(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        columns[1].ends_with(&local) && columns[3] == "01"
+    });
+    established.count()
 }
 
 /// Starts a program that runs informers through `proxy`, and changes their object directly.

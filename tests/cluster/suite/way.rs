@@ -316,6 +316,11 @@ const EXCEPTIONS: &[Exception] = &[
         reason: "the proxy cannot tell a client to move whose requests it does not see",
     },
     Exception {
+        case: "informers::restarted_apiserver_gets_its_share_of_informers",
+        ways: PASSTHROUGH,
+        reason: "a connection that is passed stays with its apiserver",
+    },
+    Exception {
         case: "informers::watches_resume_when_one_of_two_apiservers_is_killed",
         ways: PASSTHROUGH,
         reason: "a connection that is passed ends with that of its apiserver",

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD};
 use http::{Request, Response, StatusCode};
-use kube_tls_proxy::config::{ClientCertificatesConfig, NamingConfig};
+use kube_tls_proxy::config::{ClientCertificatesConfig, NamingConfig, TokenBucketSize};
 use standin::{
     client::{Client, Http2},
     pki::Ca,
@@ -494,6 +494,40 @@ async fn apiserver_that_refuses_the_token_is_named() {
         };
         let text = "does not accept the impersonation token";
         assert!(warning.contains(text), "{warning}");
+    }
+}
+
+/// A user who logs in again changes nothing when the apiserver refuses the proxy.
+#[tokio::test]
+async fn budget_of_401s_names_the_credential_of_the_proxy() {
+    const BUDGET: u32 = 3;
+    let (world, cas) = (World::new(), Authorities::new());
+    let upstream = world.apiserver().http(refuse).start().await;
+    for (setup, refused) in [
+        (setup(&cas, &world, &upstream), "the impersonation token"),
+        (cas.proxy(&world, &upstream), "the front-proxy certificate"),
+    ] {
+        let before = upstream.requests().len();
+        let budget = TokenBucketSize::new(BUDGET, Duration::from_secs(3600));
+        let setup = setup.limits(|limits| limits.unauthorized_per_client = budget);
+        let proxy = setup.start();
+        // One certificate: each has a budget of its own.
+        let jane = client(&proxy, cas.jane());
+        for request in 0..2 * BUDGET {
+            let response = get(&jane, BOTH[(request % 2) as usize], HOST, &[]).await;
+            let [warning] = response.lines("warning")[..] else {
+                panic!("{response:?}");
+            };
+            let wanted = format!("does not accept {refused} of this proxy; its operator");
+            assert!(warning.contains(&wanted), "{warning}");
+            if request >= BUDGET {
+                let message = response.assert_status(401, "Unauthorized");
+                assert!(message.contains(&wanted), "{message}");
+                assert!(!message.contains("log in"), "{message}");
+            }
+        }
+        let reached = upstream.requests().len() - before;
+        assert_eq!(reached, BUDGET as usize, "{refused}");
     }
 }
 
