@@ -361,7 +361,6 @@ async fn clients_are_spread_over_every_apiserver_named() {
 async fn no_token_is_sent_without_discover() {
     let cluster = Cluster::named().await;
     let proxy = cluster.start("true");
-    fs::remove_file(cluster.world.dir.path().join("account/token")).unwrap();
     assert_eq!(request_of_new_client(&proxy).await, 200);
     assert_eq!(tokens(&cluster.service, "/"), ["Bearer of-the-client"]);
 }
