@@ -201,12 +201,13 @@ impl Listener {
         let mut has_refused = false;
         loop {
             let (mut accept, mut has_waited) = (pin!(self.accept_with_memory()), false);
-            let accepted = poll_fn(|cx| match accept.as_mut().poll(cx) {
-                Poll::Pending if has_refused => Poll::Ready(None),
-                accepted => {
-                    has_waited |= accepted.is_pending();
-                    accepted.map(Some)
+            let accepted = poll_fn(|cx| {
+                let accepted = accept.as_mut().poll(cx);
+                has_waited |= accepted.is_pending();
+                if accepted.is_pending() && has_refused {
+                    return Poll::Ready(None);
                 }
+                accepted.map(Some)
             });
             let accepted = tokio::select! {
                 biased;
@@ -248,8 +249,8 @@ impl Listener {
         self.accept().await
     }
 
-    /// The next connection. Errors of `accept` are logged and waited out: either they concern one connection,
-    /// or they pass, such as a lack of file descriptors (Envoy CVE-2020-8663).
+    /// The next connection. The loop skips an error that concerns only one connection. Any other error passes,
+    /// such as a lack of file descriptors: the loop logs it and waits (Envoy CVE-2020-8663).
     ///
     /// # Cancel safety
     ///

@@ -88,7 +88,7 @@ pub struct ClientConnection {
     pub certificate: Option<Arc<PresentedCertificate>>,
     /// The upstream connections of this client.
     pub leases: ClientLeases,
-    /// Those of its beginning.
+    /// The settings when the connection was accepted.
     pub settings: Arc<Settings>,
     /// Counts this connection against the connection limit. A tunnel holds it until it ends.
     pub connected: Arc<Connected>,

@@ -87,7 +87,7 @@ pub(super) async fn serve(
         // does not want reaches any number. `FrameBudget` counts them per window.
         .max_local_error_reset_streams(None)
         .max_send_buffer_size(MAX_SEND_BUFFER);
-    // A box that only lost its value would keep its memory to the end of the connection.
+    // The block drops the box. Moving the value out of it would keep the empty box until the connection ends.
     let batcher = {
         let stream = stream;
         WriteBatcher::new(*stream)
@@ -232,7 +232,7 @@ async fn respond(
     response.map(|body| StallGuard::new(limit_small_frames(body), unread))
 }
 
-/// Sends this last frame after h2's connection has failed, and closes the stream.
+/// Sends this frame after h2's connection has failed, and closes the connection.
 async fn say_goodbye(batcher: &WriteBatcher<TlsStream<ReadAhead>>, frame: &[u8]) {
     // The client does not read, and has perhaps received a part of another frame.
     if batcher.is_full() {

@@ -50,7 +50,7 @@ pub(super) struct Watch {
 enum WatchState {
     Running,
     /// The drain has begun. The current event is the last one.
-    Ending,
+    LastEvent,
     Ended,
 }
 
@@ -79,9 +79,9 @@ impl Watch {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, DownloadError>>> {
         if self.state == WatchState::Running && self.drain_begun.as_mut().poll(cx).is_ready() {
-            self.state = WatchState::Ending;
+            self.state = WatchState::LastEvent;
         }
-        if self.state == WatchState::Ending
+        if self.state == WatchState::LastEvent
             && self.events.is_between_events()
             && !self.is_too_short(cx)
         {
@@ -106,7 +106,7 @@ impl Watch {
             Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
         };
         self.is_empty &= data.is_empty();
-        if self.state == WatchState::Ending {
+        if self.state == WatchState::LastEvent {
             if let Some(length) = self.events.track_event(&data) {
                 data.truncate(length);
                 self.end();
@@ -121,7 +121,7 @@ impl Watch {
         self.state == WatchState::Ended || self.body.is_end_stream()
     }
 
-    /// Whether a client could take the end of the watch for a fault now. If so, the task wakes when it no longer does.
+    /// Whether the watch has passed no byte and is younger than [`MIN_EMPTY_WATCH`]. If so, the task wakes at that age.
     fn is_too_short(&mut self, cx: &mut Context<'_>) -> bool {
         let end = self.started + MIN_EMPTY_WATCH;
         let delay = || Box::pin(sleep_until(end));

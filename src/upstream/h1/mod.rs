@@ -35,7 +35,7 @@ use request::{RequestWriter, SendError};
 #[derive(Debug)]
 pub(super) struct H1Connection {
     wire: Wire,
-    /// The endpoint of this connection. The connection is retired once the endpoint is ejected.
+    /// The endpoint of this connection. No request is sent on the connection once the endpoint is ejected.
     endpoint: Arc<Endpoint>,
     poisoned: bool,
     keep_alive: bool,
@@ -69,7 +69,7 @@ impl H1Connection {
         }
     }
 
-    /// The same, on this socket.
+    /// Keeps the permit of the socket until the connection is dropped.
     pub(super) fn with_socket_permit(self, permit: Arc<SocketPermit>) -> Self {
         Self {
             socket_permit: Some(permit),

@@ -150,7 +150,7 @@ impl H2Connection {
         })
     }
 
-    /// The same, on this socket.
+    /// Keeps the permit of the socket until the connection is dropped.
     pub(super) fn with_socket_permit(self, permit: Arc<SocketPermit>) -> Self {
         Self {
             socket_permit: Some(permit),

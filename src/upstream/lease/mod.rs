@@ -101,7 +101,7 @@ impl ClientLeases {
     }
 
     /// Sends a request in the protocol it came in, and returns the response once its head
-    /// is there. Its target is absolute: its authority becomes `:authority` or `Host`.
+    /// is there. The target of the request is absolute; the authority in it becomes `:authority` or `Host`.
     ///
     /// # Errors
     ///
