@@ -194,7 +194,14 @@ impl Round<'_> {
                 Ok(Ok(response)) => {
                     let (head, body) = response.into_parts();
                     let body = read(body).await.unwrap_or_default();
-                    return Err(request.refused(head.status, &body));
+                    let refused = request.refused(head.status, &body);
+                    // Another apiserver may be ready, or may not be overloaded.
+                    let others_may_work = head.status.is_server_error()
+                        || head.status == StatusCode::TOO_MANY_REQUESTS;
+                    if !others_may_work {
+                        return Err(refused);
+                    }
+                    last = refused;
                 }
                 Ok(Err(error)) => last = error.into(),
                 Err(_elapsed) => last = DiscoveryError::Silent,
@@ -435,7 +442,7 @@ const USER_AGENT: &str = concat!("kube-tls-proxy/", env!("CARGO_PKG_VERSION"), "
 /// How long a list may take, and the head of a watch.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one apiserver may take, before the next one is asked.
-const TRY_TIMEOUT: Duration = Duration::from_secs(4);
+const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a watch lasts. Others use as much: an apiserver that is gone without a trace is noticed then at the latest.
 const WATCH_TIME: Duration = Duration::from_secs(420);
 /// The time between two rounds, which doubles while they are short.

@@ -134,7 +134,7 @@ async fn unusable_acme_store_is_found() {
     let file = world.dir.write("a-file", "");
     let result = run(&world, &url(&ca), &[("--acme-store", path(&file))], &[]).await;
     let text = "cannot open the ACME store";
-    let fix = "give a folder that this user may write";
+    let fix = "set `store` (--acme-store) to a folder that this user may write";
     result.assert_finding(1, '✗', "certificate", text, fix);
 }
 

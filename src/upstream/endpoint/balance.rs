@@ -44,7 +44,8 @@ impl Balance {
             *self = Self::default();
             return nothing;
         }
-        let mean = leases.iter().sum::<usize>().div_ceil(leases.len().max(1));
+        // Rounded down: seven endpoints with 7 leases and an empty one have a mean of 6.
+        let mean = leases.iter().sum::<usize>() / leases.len().max(1);
         let excess = leases.iter().map(|one| one.saturating_sub(mean));
         let left = match self.left {
             Some(left) => left.saturating_sub(moved),
@@ -83,8 +84,8 @@ fn is_uneven(leases: &[usize], divisor: usize, spare: usize) -> bool {
 }
 
 impl Endpoints {
-    /// Moves leases until all other handles of the endpoints are dropped. At most one lease per worker moves in each
-    /// [`MOVE_INTERVAL`]. Returns at once for a single endpoint that cannot get company. Endpoints that are not probed
+    /// Moves leases until all other handles of the endpoints are dropped. Each endpoint with too many gives up at most
+    /// one per worker in each [`MOVE_INTERVAL`], or in each interval of the probes if that is shorter. Returns at once for a single endpoint that cannot get company. Endpoints that are not probed
     /// are not balanced, because their health is unknown.
     pub async fn keep_balanced(
         self: Arc<Self>,
@@ -97,6 +98,7 @@ impl Endpoints {
         let endpoints = Arc::downgrade(&self);
         drop(self);
         let mut balance = Balance::default();
+        let mut last_healthy = Vec::new();
         let (mut allowed, mut moved) = (0_usize, 0);
         loop {
             let interval = probe_interval();
@@ -124,6 +126,11 @@ impl Endpoints {
                 .iter()
                 .filter(|one| !interval.is_zero() && one.state() == Health::Healthy)
                 .collect();
+            let healthy: Vec<_> = balanced.iter().map(|one| one.address).collect();
+            if healthy != last_healthy {
+                // Moves in vain to one endpoint must not keep another empty that was restarted.
+                (balance, last_healthy) = (Balance::default(), healthy);
+            }
             let leases: Vec<_> = balanced.iter().map(|one| one.leases()).collect();
             let wait = interval.saturating_mul(UNEVEN_ROUNDS);
             let surplus = balance.allow(&leases, moved_now, workers, wait, Instant::now());
@@ -261,6 +268,7 @@ mod tests {
             vec![12, 0],
             vec![9, 9, 0],
             vec![25, 25, 25, 25, 0],
+            vec![7, 7, 7, 7, 7, 7, 7, 0],
             vec![400, 10, 10],
             vec![3000, 0, 0, 3000, 1000],
         ] {

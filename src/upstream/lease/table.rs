@@ -114,14 +114,13 @@ impl LeaseTable {
         }
     }
 
-    /// Whether this lease moves to another endpoint now. A lease moves again only after the streams on its old
+    /// Whether this lease should move to another endpoint. A lease moves again only after the streams on its old
     /// connection have ended, so that a client holds one more connection for it at most.
     fn shall_move(&self, cluster: u64, leased: &Leased) -> bool {
         leased.endpoint().is_some_and(Endpoint::has_surplus)
             && self.with(cluster, |leases| {
                 !leases.retired.iter().any(RetiredH2::is_open)
             })
-            && leased.endpoint().is_some_and(Endpoint::take_surplus)
     }
 
     /// Gives up the connection of this stream, or this connection, because the lease has moved to another endpoint.
@@ -285,6 +284,11 @@ impl LeaseTable {
 }
 
 impl Leased {
+    /// Whether it may move to another endpoint now. A `true` is for one lease.
+    pub(super) fn takes_surplus(&self) -> bool {
+        self.endpoint().is_some_and(Endpoint::take_surplus)
+    }
+
     fn endpoint(&self) -> Option<&Endpoint> {
         match self {
             Self::H2(stream) => Some(stream.endpoint()),
