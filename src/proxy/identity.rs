@@ -428,7 +428,7 @@ pub(super) fn fuzz(bytes: &[u8]) {
     }
 }
 
-const FRONT_PROXY_REFUSED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; ask its operator to fix that, or log in with a token";
-const TOKEN_REFUSED: &str = "the apiserver does not accept the impersonation token of this proxy; ask its operator to fix that, or log in with a token of your own";
+const FRONT_PROXY_REFUSED: &str = "the apiserver does not accept the front-proxy certificate of this proxy; ask its operator to fix that, or use a token";
+const TOKEN_REFUSED: &str = "the apiserver does not accept the impersonation token of this proxy; ask its operator to fix that, or use a token of your own";
 /// A verdict is made again after this time, because the clock may have been corrected.
 const MAX_VERDICT_AGE: Duration = Duration::from_secs(30);

@@ -138,7 +138,7 @@ async fn idle_clusters_hold_little_memory() {
     }
     binary.signal("HUP").await;
     healthy(CLUSTERS + 1).await;
-    wait_for_memory(&binary, "idle clusters", before + CLUSTERS * 56 * KIB).await;
+    wait_for_memory(&binary, "idle clusters", before + CLUSTERS * 64 * KIB).await;
 }
 
 /// The client's end of a watch.

@@ -518,7 +518,7 @@ async fn budget_of_401s_names_the_credential_of_the_proxy() {
             let [warning] = response.lines("warning")[..] else {
                 panic!("{response:?}");
             };
-            let wanted = format!("does not accept {refused} of this proxy; its operator");
+            let wanted = format!("does not accept {refused} of this proxy; ask its operator");
             assert!(warning.contains(&wanted), "{warning}");
             if request >= BUDGET {
                 let message = response.assert_status(401, "Unauthorized");
