@@ -85,8 +85,9 @@ fn is_uneven(leases: &[usize], divisor: usize, spare: usize) -> bool {
 
 impl Endpoints {
     /// Moves leases until all other handles of the endpoints are dropped. Each endpoint with too many gives up at most
-    /// one per worker and second, or in each interval of the probes if that is shorter. Returns at once for a single endpoint that cannot get company. Endpoints that are not probed
-    /// are not balanced, because their health is unknown.
+    /// one per worker and second, or in each interval of the probes if that is shorter. Returns at once for a single
+    /// endpoint that cannot get company. Endpoints that are not probed are not balanced, because their health is
+    /// unknown.
     pub async fn keep_balanced(
         self: Arc<Self>,
         workers: usize,

@@ -309,7 +309,8 @@ impl ClientLeases {
         if wants_h2 && !self.table.make_room_for_h2() {
             return leased;
         }
-        // Last, because each counts as a move: one busy client whose lease cannot move would use up those of all others.
+        // Last, because each counts as a move: one busy client whose lease cannot move would use up those of all
+        // others.
         if !leased.takes_surplus() {
             return leased;
         }
