@@ -318,7 +318,7 @@ const EXCEPTIONS: &[Exception] = &[
     Exception {
         case: "informers::restarted_apiserver_gets_its_share_of_informers",
         ways: NOT_TOKEN,
-        reason: "connections move in the same way whoever the user is, and it takes a minute",
+        reason: "connections move in the same way for every user, and it takes a minute",
     },
     Exception {
         case: "informers::watches_resume_when_one_of_two_apiservers_is_killed",
