@@ -6,10 +6,13 @@ use std::{fmt, io};
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     /// Another socket has the port.
-    #[error("another process uses this port; stop it or choose another with {0}")]
+    #[error("another process uses this port; stop it or choose another with {0}{condition}", condition = .0.condition())]
     InUse(ListenFlag),
     /// The process may not open a low port.
-    #[error("permission denied; choose a port above 1023 with {0}, or grant CAP_NET_BIND_SERVICE")]
+    #[error(
+        "permission denied; choose a port above 1023 with {0}{condition}, or grant CAP_NET_BIND_SERVICE",
+        condition = .0.condition()
+    )]
     Denied(ListenFlag),
     /// No interface has the address.
     #[error("this machine does not have this address; choose one that it has with {0}")]
@@ -54,6 +57,14 @@ impl ListenError {
 }
 
 impl ListenFlag {
+    /// What else another port needs.
+    fn condition(self) -> &'static str {
+        match self {
+            Self::Clients | Self::Admin => "",
+            Self::Http01 => " or `http01Listen` and forward port 80 to it",
+        }
+    }
+
     fn ipv4_example(self) -> &'static str {
         match self {
             Self::Clients => "0.0.0.0:8443",

@@ -19,7 +19,7 @@ use crate::{drain::Drain, text::error_chain};
 /// The response of such a server.
 pub(crate) type PlainResponse = Response<Full<Bytes>>;
 
-/// One port without TLS, and what it grants to clients that no one knows.
+/// One port without TLS, and its limits for unknown clients.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PlainPort {
     /// For the log.

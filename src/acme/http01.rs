@@ -291,7 +291,7 @@ mod tests {
                 crate::text::error_chain(&error).to_string(),
                 format!(
                     "cannot open {address} for the challenge http-01: another process uses this port; \
-                     stop it or choose another with --acme-http01-listen"
+                     stop it or choose another with --acme-http01-listen or `http01Listen` and forward port 80 to it"
                 ),
             );
         }

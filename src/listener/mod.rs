@@ -216,8 +216,8 @@ impl Listener {
                 accepted = accepted => accepted,
             };
             let Some((stream, peer)) = accepted else {
-                // The queue is empty, or the turn of the task is over. In a flood of refused connections the kernel would
-                // wake the worker for each.
+                // The queue is empty, or the turn of the task is over. In a flood of refused connections the kernel
+                // would wake the worker for each.
                 has_refused = false;
                 sleep(PAUSE_OF_REFUSALS).await;
                 continue;

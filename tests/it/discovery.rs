@@ -402,6 +402,21 @@ async fn apiservers_that_join_and_leave_fail_no_request() {
 }
 
 #[tokio::test]
+async fn failing_apiserver_does_not_end_the_search() {
+    let cluster = Cluster::named().await;
+    let proxy = cluster.start("{discover: endpoints}");
+    wait_for(&proxy, &cluster.addresses()).await;
+    cluster.slice.change(Said::Refused(503), Learns::Cut);
+    let is_asked = |one: &Upstream| !tokens(one, SLICES).is_empty();
+    let asked = async {
+        while !cluster.apiservers.iter().any(is_asked) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    within("a request to an apiserver that was named", asked).await;
+}
+
+#[tokio::test]
 async fn refused_discovery_uses_the_service_until_allowed() {
     let cluster = Cluster::new(|_, _| Said::Refused(403)).await;
     let proxy = cluster.start("{discover: endpoints}");

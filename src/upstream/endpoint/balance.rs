@@ -16,10 +16,13 @@ use tokio::time::{Instant, sleep};
 use tracing::info;
 
 use super::{AddressSource, Endpoint, Endpoints, Health};
+use crate::hosts::UpstreamAddr;
 
 /// When leases of one cluster move, and how many.
 #[derive(Debug, Default)]
 struct Balance {
+    /// The endpoints that it is about: the healthy ones.
+    healthy: Vec<UpstreamAddr>,
     uneven_since: Option<Instant>,
     /// While leases move: how many more may do so.
     left: Option<usize>,
@@ -28,6 +31,17 @@ struct Balance {
 }
 
 impl Balance {
+    /// Begins again if other endpoints are healthy than before. Otherwise moves in vain to one endpoint would keep
+    /// another empty that was restarted.
+    fn set_healthy(&mut self, healthy: Vec<UpstreamAddr>) {
+        if healthy != self.healthy {
+            *self = Self {
+                healthy,
+                ..Self::default()
+            };
+        }
+    }
+
     /// How many leases each endpoint may give up until the next call. `leases` has those of each healthy endpoint,
     /// `moved` says how many moved since the last call, and `wait` how long the endpoints must be uneven at first.
     fn allow(
@@ -41,7 +55,10 @@ impl Balance {
         let nothing = vec![0; leases.len()];
         // Moves go on until the endpoints are clearly even, so that they do not start again at once.
         if !is_uneven(leases, 8, 2) {
-            *self = Self::default();
+            *self = Self {
+                healthy: mem::take(&mut self.healthy),
+                ..Self::default()
+            };
             return nothing;
         }
         // Rounded down: seven endpoints with 7 leases and an empty one have a mean of 6.
@@ -99,7 +116,6 @@ impl Endpoints {
         let endpoints = Arc::downgrade(&self);
         drop(self);
         let mut balance = Balance::default();
-        let mut last_healthy = Vec::new();
         let (mut allowed, mut moved) = (0_usize, 0);
         loop {
             let interval = probe_interval();
@@ -127,11 +143,7 @@ impl Endpoints {
                 .iter()
                 .filter(|one| !interval.is_zero() && one.state() == Health::Healthy)
                 .collect();
-            let healthy: Vec<_> = balanced.iter().map(|one| one.address).collect();
-            if healthy != last_healthy {
-                // Moves in vain to one endpoint must not keep another empty that was restarted.
-                (balance, last_healthy) = (Balance::default(), healthy);
-            }
+            balance.set_healthy(balanced.iter().map(|one| one.address).collect());
             let leases: Vec<_> = balanced.iter().map(|one| one.leases()).collect();
             let wait = interval.saturating_mul(UNEVEN_ROUNDS);
             let surplus = balance.allow(&leases, moved_now, workers, wait, Instant::now());
@@ -169,6 +181,12 @@ impl Endpoint {
         self.surplus
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
             .is_ok()
+    }
+
+    /// Lets this many leases move, in place of a round of moves.
+    #[cfg(test)]
+    pub(in crate::upstream) fn set_surplus(&self, count: usize) {
+        self.surplus.store(count, Ordering::Relaxed);
     }
 
     /// Counts a connection as one that only finishes its streams, until the result is dropped.
@@ -373,6 +391,48 @@ mod tests {
         assert_eq!(give_up(), [false; 4]);
         assert!(!unknown.has_surplus());
         drop((counted, also_counted));
+        balancing.abort();
+    }
+
+    /// The endpoint that is far away stays empty, and the waits for it grow.
+    #[tokio::test(start_paused = true)]
+    async fn restarted_endpoint_does_not_wait_for_one_that_never_fills() {
+        let addresses = [1, 2, 3].map(|host| ([127, 0, 0, host], 6443).into());
+        let endpoints = Arc::new(Endpoints::resolved(&addresses));
+        let all = endpoints.all();
+        let [full, far, restarted] = all.as_slice() else {
+            panic!("three endpoints");
+        };
+        endpoints.mark_healthy(full);
+        endpoints.mark_healthy(far);
+        let _counted: Vec<_> = (0..100).map(|_| full.count()).collect();
+        let interval = || Duration::from_secs(5);
+        let drain = Drain::new();
+        let balancing = drain.spawn(Arc::clone(&endpoints).keep_balanced(WORKERS, interval));
+        // Uses up all moves of a round, and returns how long they took to begin.
+        let moves_in_vain = async || {
+            let begun = Instant::now();
+            while !full.has_surplus() {
+                advance_and_run(MOVE_INTERVAL).await;
+            }
+            let waited = begun.elapsed();
+            let mut without_moves = 0;
+            while without_moves < 10 {
+                without_moves = if full.take_surplus() {
+                    0
+                } else {
+                    without_moves + 1
+                };
+                advance_and_run(MOVE_INTERVAL).await;
+            }
+            waited
+        };
+        let (first, second) = (moves_in_vain().await, moves_in_vain().await);
+        assert!(first < WAIT * 3 / 2, "{first:?}");
+        assert!(second > WAIT * 3 / 2, "{second:?}");
+        endpoints.mark_healthy(restarted);
+        let third = moves_in_vain().await;
+        assert!(third < WAIT * 3 / 2, "{third:?}");
         balancing.abort();
     }
 

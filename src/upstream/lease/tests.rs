@@ -3,7 +3,8 @@
 use std::{net::SocketAddr, time::Duration};
 
 use arc_swap::ArcSwap;
-use http::Request;
+use http::{Request, StatusCode, Version};
+use standin::{pki::Ca, upstream::Upstream};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, duplex},
     time::{advance, pause, timeout},
@@ -14,8 +15,10 @@ use crate::{
     config::Settings,
     drain::Drain,
     hosts::UpstreamAddr,
-    metrics::Counters,
-    upstream::{SpareSockets, context::IdlePool, endpoint::Endpoint, h1::H1Connection},
+    metrics::{ClusterLabels, Counters},
+    upstream::{
+        ClientTls, Endpoints, SpareSockets, context::IdlePool, endpoint::Endpoint, h1::H1Connection,
+    },
 };
 
 fn endpoint() -> Arc<Endpoint> {
@@ -145,3 +148,32 @@ async fn reused_connection_is_closed_when_its_request_is_abandoned() {
 }
 
 const SOON: Duration = Duration::from_millis(50);
+
+/// Each lease that may move is one that another client does not move.
+#[tokio::test]
+async fn request_that_cannot_move_its_lease_uses_up_no_move() {
+    let (ca, name) = (Ca::new("cluster"), "kubernetes.default.svc");
+    let upstream = Upstream::builder(ca.server(&[name])).start().await;
+    let tls = ClientTls::new(Arc::new(ca.roots()), name.try_into().unwrap()).unwrap();
+    let label = ClusterLabels::default().label("test");
+    let endpoints = Arc::new(Endpoints::resolved(&[upstream.address()]));
+    let cluster = Cluster::new(label, String::new(), Arc::clone(&endpoints), tls);
+    let context = UpstreamContext::new(Arc::default(), Drain::new());
+    let leases = ClientLeases::new(Arc::new(context));
+    let get = async || {
+        let request = Request::get(format!("https://{name}/")).version(Version::HTTP_2);
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let request = UpstreamRequest::from_client(&cluster, head);
+        let response = leases.send(request, RequestBody::empty()).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+    };
+    get().await;
+    let endpoint = &endpoints.all()[0];
+    endpoint.set_surplus(1);
+    let other_dial = leases.dialling.lock().await;
+    get().await;
+    assert!(endpoint.has_surplus(), "it did not move");
+    drop(other_dial);
+    get().await;
+    assert!(!endpoint.has_surplus(), "it has moved");
+}

@@ -19,23 +19,29 @@ fn one_command_in_an_empty_directory_serves_kubectl() {
     let Some(suite) = alone() else { return };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (port, http_port) = (free_port(), free_port());
-    let settings = json!({ "httpPort": http_port });
-    let started = Pebble::start(port, settings, &[("PEBBLE_VA_NOSLEEP", "1")]);
-    let Some(pebble) = runtime.block_on(started) else {
-        return skip("pebble is missing; \".ci/run\" builds it with Go");
-    };
-    let root = pebble
-        .dir
-        .write("root.crt", runtime.block_on(pebble.root()));
-    let kubectl = Kubectl::new(&suite, Route::Proxied)
-        .with_server(Server {
-            url: format!("https://127.0.0.1:{port}"),
-            ca: root.display().to_string(),
-            name: Some(NAME),
-        })
-        .with_user(json!({ "token": suite.fixture.token() }));
     let http01 = format!("127.0.0.1:{http_port}");
-    for more in [vec![], vec!["--acme-http01-listen", &http01]] {
+    // With http-01 the CA cannot use the port for tls-alpn-01.
+    for (settings, more) in [
+        (json!({}), vec![]),
+        (
+            json!({ "httpPort": http_port, "tlsPort": 1 }),
+            vec!["--acme-http01-listen", &http01],
+        ),
+    ] {
+        let started = Pebble::start(port, settings, &[("PEBBLE_VA_NOSLEEP", "1")]);
+        let Some(pebble) = runtime.block_on(started) else {
+            return skip("pebble is missing; \".ci/run\" builds it with Go");
+        };
+        let root = pebble
+            .dir
+            .write("root.crt", runtime.block_on(pebble.root()));
+        let kubectl = Kubectl::new(&suite, Route::Proxied)
+            .with_server(Server {
+                url: format!("https://127.0.0.1:{port}"),
+                ca: root.display().to_string(),
+                name: Some(NAME),
+            })
+            .with_user(json!({ "token": suite.fixture.token() }));
         let dir = TempDir::new();
         let mut serve = suite.fixture.client("leash");
         serve
